@@ -1,0 +1,49 @@
+"""fomo: finetune, optimise, search. From a folder of labelled images to the best classifier that can be found.
+
+The stages, in order, are the functions below; each takes a `Run`, and loads its result if it is already stored.
+"""
+
+import os
+import sys
+import warnings
+
+# torch's OpenMP threads spin while they wait; beside one other busy process that makes training 5 to 10 times slower.
+# The OpenMP runtime reads the variable once, when torch is imported.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    if "torch" in sys.modules:
+        warnings.warn(
+            "torch was imported before fomo, so its threads spin while they wait, which is slow on shared cores; "
+            "import fomo first, or set OMP_WAIT_POLICY=PASSIVE before Python starts",
+            stacklevel=2,
+        )
+
+from fomo import figures
+from fomo.artifacts import Run
+from fomo.classifier import load_model
+from fomo.pipeline import (
+    evaluate,
+    extract_features,
+    finetune,
+    finetune_best,
+    optimize_finetuning,
+    preprocess,
+    search_head,
+    train_head,
+    tune_head,
+)
+
+__all__ = [
+    "Run",
+    "evaluate",
+    "extract_features",
+    "figures",
+    "finetune",
+    "finetune_best",
+    "load_model",
+    "optimize_finetuning",
+    "preprocess",
+    "search_head",
+    "train_head",
+    "tune_head",
+]

@@ -1,0 +1,139 @@
+"""The folder of one run: a stage's result is stored once, with the settings that made it, and read ever after."""
+
+import hashlib
+import json
+import os
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from fomo.config import DATASETS, ROOT, UserError, make_config
+
+
+@contextmanager
+def atomic(path: Path):
+    """Yields a temporary path beside `path` that takes its place when the block ends well, and vanishes otherwise."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Stores `table` as csv, whole or not at all; floats keep every digit."""
+    with atomic(path) as temporary:
+        table.to_csv(temporary, index=False)
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """The table that `write_table` stored, with the same floats to the last bit."""
+    return pd.read_csv(path, float_precision="round_trip")
+
+
+class Stage:
+    """The folder of one stage's result, bound to the settings that it is computed with.
+
+    `config` holds the stage's own settings and those of all stages before it. Raises `UserError`, naming the fields
+    that differ, if the folder holds a result of other settings.
+    """
+
+    def __init__(self, folder: Path, config: dict):
+        self.folder = folder
+        self.config = json.loads(json.dumps(config))
+        self._record = folder / "stage.json"
+        if not self._record.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            self._write(done=False)
+        stored = json.loads(self._record.read_text())["config"]
+        if stored != self.config:
+            fields = sorted(name for name in stored | self.config if stored.get(name) != self.config.get(name))
+            differing = "; ".join(
+                f"{name}: stored {stored.get(name)}, asked {self.config.get(name)}" for name in fields
+            )
+            raise UserError(
+                f"{folder} was computed with other settings ({differing}). Ask for the stored settings, give the new "
+                "run a name of its own (Run(..., name=...)), or compute it anew with FOMO_FRESH=1"
+            )
+
+    @property
+    def done(self) -> bool:
+        """Whether the result is complete."""
+        return json.loads(self._record.read_text())["done"]
+
+    def finish(self) -> None:
+        """Says that the result is complete."""
+        self._write(done=True)
+
+    def path(self, name: str) -> Path:
+        return self.folder / name
+
+    def table(self, name: str) -> pd.DataFrame:
+        return read_table(self.folder / f"{name}.csv")
+
+    def save_table(self, name: str, table: pd.DataFrame) -> None:
+        write_table(self.folder / f"{name}.csv", table)
+
+    def array(self, name: str) -> np.ndarray:
+        """The array `name`.npy as a read-only memory map: only what is used of it takes up memory."""
+        return np.load(self.folder / f"{name}.npy", mmap_mode="r")
+
+    def _write(self, *, done: bool) -> None:
+        with atomic(self._record) as temporary:
+            temporary.write_text(json.dumps({"done": done, "config": self.config}, indent=1))
+
+
+class Run:
+    """One run of the pipeline: its settings (`config`), its `folder`, its figures, its device.
+
+    >>> run = Run("fashion_sample", "quick", seed=0)
+    >>> run = Run("path/to/folder", "report", backbone="convnext_tiny", trials=10)   # single settings replaced
+
+    Results lie under data/runs (FOMO_RUNS), figures under figures (FOMO_FIGURES). With FOMO_FRESH=1 in the
+    environment the run's stored results are deleted first. Raises `UserError` for an unknown name or setting.
+    """
+
+    def __init__(
+        self,
+        dataset: str,
+        preset: str = "quick",
+        *,
+        seed: int = 0,
+        name: str | None = None,
+        device: str | None = None,
+        **settings,
+    ):
+        dataset = str(dataset)
+        self.config = make_config(dataset, preset, seed=seed, **settings)
+        self.preset = preset
+        self.inputs: dict[str, str] = {}  # fingerprints of data and weights, which the settings only name
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        label = dataset
+        if dataset not in DATASETS:  # two folders of the same name are two data sets
+            path = Path(dataset).expanduser().resolve()
+            label = f"{path.name}-{hashlib.sha256(str(path).encode()).hexdigest()[:6]}"
+        name = name or f"{preset}-{self.config.backbone}-seed{seed}"
+        self.folder = Path(os.environ.get("FOMO_RUNS") or ROOT / "data" / "runs") / label / name
+        self.figures = Path(os.environ.get("FOMO_FIGURES") or ROOT / "figures") / label
+        if os.environ.get("FOMO_FRESH") == "1":
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def __repr__(self) -> str:
+        return (
+            f"Run('{self.config.dataset}', '{self.preset}', seed={self.config.seed}, backbone='{self.config.backbone}')"
+        )
+
+    def savefig(self, name: str) -> Path:
+        """Stores the current figure as `name`.png in `figures`; returns its path."""
+        import matplotlib.pyplot as plt
+
+        self.figures.mkdir(parents=True, exist_ok=True)
+        path = self.figures / f"{name}.png"
+        with atomic(path) as temporary:
+            plt.gcf().savefig(temporary, format="png", dpi=120, bbox_inches="tight")
+        return path

@@ -1,0 +1,95 @@
+"""A whole image classifier, backbone and head, and the one file that the final one is stored in."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import safetensors
+import safetensors.torch
+import torch
+from PIL import Image
+from torch import nn
+
+from fomo.artifacts import atomic
+from fomo.backbones import Backbone
+from fomo.config import UserError
+from fomo.data import ImageBatches, loader, to_pixels
+from fomo.heads import Head
+from fomo.training import predict
+
+
+class Classifier(nn.Module):
+    """Backbone and head: images (batch, 3, side, side) -> logits (batch, classes)."""
+
+    def __init__(self, backbone: Backbone, head: nn.Module):
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.backbone(images))
+
+
+class Model:
+    """A trained classifier with all that it takes to classify an image file: `classes` and preprocessing.
+
+    `description` holds backbone, head, classes, image_size and channels (1: trained on grey images).
+    """
+
+    def __init__(self, classifier: Classifier, description: dict):
+        self.classifier = classifier
+        self.description = description
+        self.classes = description["classes"]
+
+    def predict(self, images: Iterable[str | Path | Image.Image], batch_size: int = 64) -> pd.DataFrame:
+        """The class of each image (a path or an open PIL image), its confidence, and the probability of every class."""
+        side, channels = self.description["image_size"], self.description["channels"]
+        opened = (image if isinstance(image, Image.Image) else Image.open(image) for image in images)
+        pixels = np.stack([to_pixels(image, side, channels) for image in opened])
+        backbone = self.classifier.backbone
+        batches = ImageBatches(pixels, np.zeros(len(pixels)), backbone.mean, backbone.std)
+        logits, _ = predict(self.classifier, loader(batches, batch_size), torch.device("cpu"))
+        table = pd.DataFrame(logits.softmax(1).numpy(), columns=self.classes)
+        table.insert(0, "class", table[self.classes].idxmax(axis=1))
+        table.insert(1, "confidence", table[self.classes].max(axis=1))
+        return table
+
+    def save(self, path: Path) -> None:
+        """Stores everything in one .safetensors file; `load_model` needs nothing else."""
+        state = {name: value.contiguous() for name, value in self.classifier.state_dict().items()}
+        with atomic(path) as temporary:
+            safetensors.torch.save_file(state, temporary, metadata={"fomo": json.dumps(self.description)})
+
+
+def describe(backbone: str, head: Head, classes: list[str], image_size: int, channels: int) -> dict:
+    """The `description` of a `Model`."""
+    return {
+        "backbone": backbone,
+        "head": asdict(head),
+        "classes": classes,
+        "image_size": image_size,
+        "channels": channels,
+    }
+
+
+def load_model(path: str | Path) -> Model:
+    """The `Model` that a run stored as model.safetensors. Raises `UserError` if the file is no such model.
+
+    >>> fomo.load_model("model.safetensors").predict(["boot.png"])
+    """
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            description = json.loads((file.metadata() or {})["fomo"])
+        state = safetensors.torch.load_file(path)
+    except KeyError as error:
+        raise UserError(f"{path} is not a model that fomo stored") from error
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"model {path} cannot be read ({error})") from error
+    backbone = Backbone(description["backbone"], description["image_size"])
+    head = Head(**description["head"]).build(backbone.num_features, len(description["classes"]))
+    classifier = Classifier(backbone, head)
+    classifier.load_state_dict(state)
+    return Model(classifier, description)

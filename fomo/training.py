@@ -1,0 +1,116 @@
+"""The training loop, for every network that fomo trains; its checkpoints, and the pass that evaluates."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from fomo.artifacts import atomic
+
+OPTIMIZERS = {
+    "adam": lambda parameters, lr, momentum, weight_decay: torch.optim.Adam(parameters, lr, weight_decay=weight_decay),
+    "sgd": lambda parameters, lr, momentum, weight_decay: torch.optim.SGD(
+        parameters, lr, momentum=momentum, weight_decay=weight_decay
+    ),
+    "rmsprop": lambda parameters, lr, momentum, weight_decay: torch.optim.RMSprop(
+        parameters, lr, weight_decay=weight_decay
+    ),
+}
+
+
+class DivergedError(ArithmeticError):
+    """A loss is no longer a finite number."""
+
+
+def make_optimizer(model: nn.Module, optimizer: str, lr: float, weight_decay: float, momentum: float | None = None):
+    """The torch optimizer (adam, sgd or rmsprop) of all weights that are not fixed; momentum acts only in sgd."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return OPTIMIZERS[optimizer](parameters, lr, momentum or 0.0, weight_decay)
+
+
+def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy of logits (..., batch, classes), shape (...): a number, or one for each of several models."""
+    losses = F.cross_entropy(logits.flatten(0, -2), labels.repeat(logits.shape[:-2].numel()), reduction="none")
+    return losses.view(logits.shape[:-1]).mean(-1)
+
+
+def fit(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    train: DataLoader,
+    validation: DataLoader,
+    epochs: int,
+    *,
+    seed: int,
+    device: torch.device,
+    checkpoint: Path | None = None,
+    description: str = "training",
+) -> pd.DataFrame:
+    """Trains `model` in place and leaves it at its epoch of lowest validation loss; returns its learning curves.
+
+    The table has the columns epoch (from 1), model, train_loss (mean over the epoch's batches, augmentation included),
+    validation_loss and validation_accuracy. A `HeadBank` is several models in one (`model` = 0, 1, ...): their losses
+    add up, so each is trained as if alone, and "lowest" is that of the sum.
+
+    With a `checkpoint`, an interrupted training goes on after its last whole epoch, to the same weights: whatever is
+    random in an epoch is drawn anew from `seed` and the epoch's number. Raises `DivergedError`.
+    """
+    history, best, best_state = [], float("inf"), None
+    if checkpoint and checkpoint.exists():
+        stored = torch.load(checkpoint, map_location=device, weights_only=True)
+        model.load_state_dict(stored["model"])
+        optimizer.load_state_dict(stored["optimizer"])
+        history, best, best_state = stored["history"], stored["best"], stored["best_state"]
+    done = len({row["epoch"] for row in history})
+    bar = tqdm(total=epochs * len(train), initial=done * len(train), desc=description, unit="batch", leave=False)
+    for epoch in range(done + 1, epochs + 1):
+        with torch.random.fork_rng():
+            torch.manual_seed(1000 * seed + epoch)  # dropout
+            train.generator.manual_seed(1000 * seed + epoch)  # batch order, augmentation
+            model.train()
+            total = 0.0
+            for inputs, labels in train:
+                inputs, labels = inputs.to(device), labels.to(device)
+                optimizer.zero_grad()
+                loss = cross_entropy(model(inputs), labels)
+                loss.sum().backward()
+                optimizer.step()
+                total = total + loss.detach()
+                bar.update()
+        loss, accuracy = evaluate(model, validation, device)
+        if not (torch.isfinite(total).all() and np.isfinite(loss).all()):
+            raise DivergedError(f"the loss is not finite in epoch {epoch}; a smaller learning rate may help")
+        train_loss = (total / len(train)).cpu().numpy()
+        for number, values in enumerate(zip(*map(np.atleast_1d, (train_loss, loss, accuracy)), strict=True)):
+            names = ("train_loss", "validation_loss", "validation_accuracy")
+            history.append({"epoch": epoch, "model": number} | dict(zip(names, map(float, values), strict=True)))
+        if loss.sum() < best or best_state is None:
+            best, best_state = float(loss.sum()), {key: value.clone() for key, value in model.state_dict().items()}
+        if checkpoint:
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "history": history}
+            with atomic(checkpoint) as temporary:
+                torch.save(state | {"best": best, "best_state": best_state}, temporary)
+    bar.close()
+    model.load_state_dict(best_state)
+    return pd.DataFrame(history)
+
+
+def evaluate(model: nn.Module, batches: DataLoader, device: torch.device) -> tuple[np.ndarray, np.ndarray]:
+    """(mean cross-entropy, accuracy) over `batches`; for a `HeadBank` two arrays of 37."""
+    logits, labels = predict(model, batches, device)
+    accuracy = (logits.argmax(-1) == labels).double().mean(-1)
+    return cross_entropy(logits.double(), labels).numpy(), accuracy.numpy()
+
+
+def predict(model: nn.Module, batches: DataLoader, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """(logits (..., images, classes), labels (images)) over `batches`, in eval mode, on the CPU."""
+    model.eval()
+    with torch.inference_mode():
+        outputs = [(model(inputs.to(device)).cpu(), labels) for inputs, labels in batches]
+    logits, labels = zip(*outputs, strict=True)
+    return torch.cat(logits, dim=-2), torch.cat(labels)
