@@ -20,7 +20,8 @@ SOURCE = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package put
 TARGET = Path(__file__).with_name("fashion_sample.tgz")
 NAMES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
 COUNTS = {"train": ("train", 4000), "test": ("t10k", 1000)}
-LICENCE = """A sample of Fashion-MNIST, https://github.com/zalandoresearch/fashion-mnist, drawn by make_fashion_sample.py.
+LICENCE = """A sample of Fashion-MNIST, https://github.com/zalandoresearch/fashion-mnist, drawn by
+make_fashion_sample.py.
 
 The MIT License (MIT). Copyright (c) 2017 Zalando SE, https://tech.zalando.com
 

@@ -1,6 +1,7 @@
 """The folder of one run: a stage's result is stored once, with the settings that made it, and read ever after."""
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -23,6 +24,38 @@ def atomic(path: Path):
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Stores `content` in `path`, whole or not at all."""
+    with atomic(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def save_state(path: Path, state: dict) -> None:
+    """Stores tensors and plain values for `load_state`. A full disk is an OSError, which torch.save alone hides."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_bytes(path, buffer.getbuffer())
+
+
+def load_state(path: Path, device: torch.device) -> dict:
+    """What `save_state` stored; nothing in the file is executed."""
+    return torch.load(path, map_location=device, weights_only=True)
+
+
+@contextmanager
+def new_array(path: Path, shape: tuple[int, ...], dtype: type):
+    """Yields a memory map to fill, which becomes the array in `path` (.npy) when the block ends well.
+
+    Its space is taken at once: a disk that fills up under a memory map would kill the process without a word.
+    """
+    with atomic(path) as temporary:
+        array = np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape)
+        with temporary.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
+        yield array
+        array.flush()
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
@@ -84,8 +117,7 @@ class Stage:
         return np.load(self.folder / f"{name}.npy", mmap_mode="r")
 
     def _write(self, *, done: bool) -> None:
-        with atomic(self._record) as temporary:
-            temporary.write_text(json.dumps({"done": done, "config": self.config}, indent=1))
+        write_bytes(self._record, json.dumps({"done": done, "config": self.config}, indent=1).encode())
 
 
 class Run:
@@ -117,7 +149,9 @@ class Run:
         if dataset not in DATASETS:  # two folders of the same name are two data sets
             path = Path(dataset).expanduser().resolve()
             label = f"{path.name}-{hashlib.sha256(str(path).encode()).hexdigest()[:6]}"
-        name = name or f"{preset}-{self.config.backbone}-seed{seed}"
+        if name is None:
+            weights = "" if self.config.weights == "imagenet" else f"-{Path(self.config.weights).stem}"
+            name = f"{preset}-{self.config.backbone}{weights}-seed{seed}"
         self.folder = Path(os.environ.get("FOMO_RUNS") or ROOT / "data" / "runs") / label / name
         self.figures = Path(os.environ.get("FOMO_FIGURES") or ROOT / "figures") / label
         if os.environ.get("FOMO_FRESH") == "1":

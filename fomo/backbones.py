@@ -104,7 +104,7 @@ def weights_fingerprint(weights: str) -> str:
 
 
 def imagenet_weights(name: str) -> Path:
-    """The file of ImageNet weights of backbone `name`: in an installed package, in a cache, or downloaded and checked."""
+    """The file of ImageNet weights of backbone `name`: from an installed package, a cache, or a checked download."""
     if name == "tf_efficientnet_lite0":
         return _lite0_file()
     if name == "resnet34":  # the report's: torchvision's, whose file names end in the start of their SHA-256

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from fomo.artifacts import atomic
+from fomo.artifacts import write_bytes
 from fomo.backbones import Backbone
 from fomo.config import UserError
 from fomo.data import ImageBatches, loader, to_pixels
@@ -60,8 +60,7 @@ class Model:
     def save(self, path: Path) -> None:
         """Stores everything in one .safetensors file; `load_model` needs nothing else."""
         state = {name: value.contiguous() for name, value in self.classifier.state_dict().items()}
-        with atomic(path) as temporary:
-            safetensors.torch.save_file(state, temporary, metadata={"fomo": json.dumps(self.description)})
+        write_bytes(path, safetensors.torch.save(state, metadata={"fomo": json.dumps(self.description)}))
 
 
 def describe(backbone: str, head: Head, classes: list[str], image_size: int, channels: int) -> dict:

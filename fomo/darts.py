@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from fomo.artifacts import atomic
+from fomo.artifacts import load_state, save_state
 from fomo.heads import HEADS, HeadBank
 from fomo.training import evaluate
 
@@ -71,9 +71,7 @@ def search(
             loss.backward(inputs=list(supernet.bank.parameters()))
             weight_optimizer.step()
         history.append(_record(epoch, supernet, validation, device))
-        with atomic(checkpoint) as temporary:
-            states = {name: part.state_dict() for name, part in parts.items()}
-            torch.save(states | {"history": history}, temporary)
+        save_state(checkpoint, {name: part.state_dict() for name, part in parts.items()} | {"history": history})
         bar.update()
     bar.close()
     return pd.DataFrame(history)
@@ -89,7 +87,7 @@ def _load(checkpoint: Path, parts: dict, device: torch.device) -> list[dict]:
     """The history in `checkpoint`, its states put into `parts`; an empty list if there is none."""
     if not checkpoint.exists():
         return []
-    stored = torch.load(checkpoint, map_location=device, weights_only=True)
+    stored = load_state(checkpoint, device)
     for name, part in parts.items():
         part.load_state_dict(stored[name])
     return stored["history"]
@@ -102,12 +100,13 @@ def best_epochs(curves: pd.DataFrame) -> pd.DataFrame:
 
 
 def rank(history: pd.DataFrame, alone: pd.DataFrame) -> pd.DataFrame:
-    """One row an operation: index, name, last alpha, and its accuracy when trained alone: mean, std, and of each seed.
+    """One row an operation: index, name, activation, alpha, and its accuracy trained alone: mean, std, and by seed.
 
     `alone` has the columns seed, operation, accuracy.
     """
     by_seed = alone.pivot(index="operation", columns="seed", values="accuracy").add_prefix("seed_")
-    table = pd.DataFrame({"operation": range(len(HEADS)), "name": [head.name for head in HEADS]})
+    names = {"name": [head.name for head in HEADS], "activation": [head.activation or head.name for head in HEADS]}
+    table = pd.DataFrame({"operation": range(len(HEADS))} | names)
     table["alpha"] = history.filter(like="alpha_").iloc[-1].to_numpy()
     table["accuracy"] = by_seed.mean(axis=1).to_numpy()
     table["std"] = by_seed.std(axis=1).to_numpy()

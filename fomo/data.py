@@ -24,7 +24,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sequential
 from torchvision.transforms.v2.functional import center_crop, resize
 from tqdm.auto import tqdm
 
-from fomo.artifacts import atomic
+from fomo.artifacts import new_array
 from fomo.config import DATASETS, ROOT, UserError
 
 RESIZE_RATIO = 256 / 224  # the report's Resize(256), CenterCrop(224), kept at every image size
@@ -168,9 +168,8 @@ def store_pixels(dataset: Dataset, files: pd.Series, path: Path, image_size: int
 
     files, damaged = files.tolist(), []
     channels = 1 if all(_is_grey(dataset.folder / file) for file in dataset.train["file"]) else 3
-    with atomic(path) as temporary, ThreadPoolExecutor() as pool:
-        shape = (len(files), channels, image_size, image_size)
-        store = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
+    shape = (len(files), channels, image_size, image_size)
+    with new_array(path, shape, np.uint8) as store, ThreadPoolExecutor() as pool:
         with tqdm(total=len(files), desc=description, unit="image", leave=False) as bar:
             for start in range(0, len(files), 256):  # so many at once, so that memory does not grow with the data set
                 for row, image in enumerate(pool.map(decode, files[start : start + 256]), start):
@@ -179,7 +178,6 @@ def store_pixels(dataset: Dataset, files: pd.Series, path: Path, image_size: int
                     else:
                         store[row] = image
                     bar.update()
-        store.flush()
         if damaged:
             raise UserError(
                 f"cannot decode {_some(damaged)} in {dataset.folder}; repair them, or remove their lines from the csv"
@@ -217,7 +215,7 @@ class ImageBatches(torch.utils.data.Dataset):
 
     def __init__(self, pixels, labels, mean, std, *, rotation=0.0, generator=None):
         self.pixels = pixels
-        self.labels = torch.as_tensor(np.asarray(labels), dtype=torch.int64)
+        self.labels = torch.tensor(labels, dtype=torch.int64)
         self.mean = torch.tensor(mean).view(1, 3, 1, 1)
         self.std = torch.tensor(std).view(1, 3, 1, 1)
         self.rotation = rotation
@@ -238,7 +236,7 @@ class FeatureBatches(torch.utils.data.Dataset):
 
     def __init__(self, features, labels):
         self.features = features
-        self.labels = torch.as_tensor(np.asarray(labels), dtype=torch.int64)
+        self.labels = torch.tensor(labels, dtype=torch.int64)
 
     def __len__(self) -> int:
         return len(self.labels)

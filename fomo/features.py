@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from fomo.artifacts import atomic
+from fomo.artifacts import new_array
 from fomo.backbones import Backbone
 
 
@@ -15,10 +15,8 @@ def store_features(backbone: Backbone, batches: DataLoader, path: Path, device: 
     """Stores the pooled features of all images of `batches`, in order, as float32 (images, features) in `path`."""
     backbone.eval()
     shape = (len(batches.dataset), backbone.num_features)
-    with atomic(path) as temporary, torch.inference_mode():
-        store = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
+    with new_array(path, shape, np.float32) as store, torch.inference_mode():
         start = 0
         for images, _ in tqdm(batches, desc=description, unit="batch", leave=False):
             store[start : start + len(images)] = backbone(images.to(device)).cpu().numpy()
             start += len(images)
-        store.flush()

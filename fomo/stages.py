@@ -5,10 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import nn
 
-from fomo.artifacts import Run, Stage, atomic
+from fomo.artifacts import Run, Stage, load_state, save_state
 from fomo.backbones import weights_fingerprint
 from fomo.data import Dataset, load_dataset
 from fomo.heads import Head
@@ -90,7 +89,7 @@ class Evaluation:
 
 
 def open_stage(run: Run, name: str) -> Stage:
-    """The stage in folder `name`, bound to its settings and those of all stages before it, to the data and the weights."""
+    """The stage in folder `name`, bound to its settings and those of all stages before it, to data and weights."""
     if not run.inputs:
         run.inputs["data"] = load_dataset(run.config.dataset).fingerprint()
         run.inputs["weights_file"] = weights_fingerprint(run.config.weights)
@@ -103,8 +102,7 @@ def open_stage(run: Run, name: str) -> Stage:
 
 def store_trained(stage: Stage, model: nn.Module, history: pd.DataFrame) -> None:
     """Stores a trained network and its learning curves, which completes its stage."""
-    with atomic(stage.path("weights.pt")) as temporary:
-        torch.save(model.state_dict(), temporary)
+    save_state(stage.path("weights.pt"), model.state_dict())
     stage.save_table("history", history)
     stage.finish()
     stage.path("checkpoint.pt").unlink(missing_ok=True)
@@ -112,5 +110,5 @@ def store_trained(stage: Stage, model: nn.Module, history: pd.DataFrame) -> None
 
 def load_trained(run: Run, stage: Stage, model: nn.Module, configuration: dict) -> Trained:
     """What `store_trained` stored, its weights put into `model`."""
-    model.load_state_dict(torch.load(stage.path("weights.pt"), map_location=run.device, weights_only=True))
+    model.load_state_dict(load_state(stage.path("weights.pt"), run.device))
     return Trained(model.eval(), stage.table("history"), configuration)

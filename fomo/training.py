@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from fomo.artifacts import atomic
+from fomo.artifacts import load_state, save_state
 
 OPTIMIZERS = {
     "adam": lambda parameters, lr, momentum, weight_decay: torch.optim.Adam(parameters, lr, weight_decay=weight_decay),
@@ -62,7 +62,7 @@ def fit(
     """
     history, best, best_state = [], float("inf"), None
     if checkpoint and checkpoint.exists():
-        stored = torch.load(checkpoint, map_location=device, weights_only=True)
+        stored = load_state(checkpoint, device)
         model.load_state_dict(stored["model"])
         optimizer.load_state_dict(stored["optimizer"])
         history, best, best_state = stored["history"], stored["best"], stored["best_state"]
@@ -93,8 +93,7 @@ def fit(
             best, best_state = float(loss.sum()), {key: value.clone() for key, value in model.state_dict().items()}
         if checkpoint:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "history": history}
-            with atomic(checkpoint) as temporary:
-                torch.save(state | {"best": best, "best_state": best_state}, temporary)
+            save_state(checkpoint, state | {"best": best, "best_state": best_state})
     bar.close()
     model.load_state_dict(best_state)
     return pd.DataFrame(history)

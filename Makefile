@@ -1,0 +1,51 @@
+# Every target makes the virtual environment by itself, once. torch's threads sleep while they wait (OMP_WAIT_POLICY):
+# spinning ones slow each other down 5 to 10 times on shared cores.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export OMP_WAIT_POLICY := PASSIVE
+
+DATASET ?= fashion_sample
+PRESET ?= quick
+SEED ?= 0
+BACKBONE ?=
+WEIGHTS ?=
+
+# A mistyped variable (make report DATSET=flowers) would otherwise be ignored in silence.
+VARIABLES := DATASET PRESET SEED BACKBONE WEIGHTS PYTHON
+UNKNOWN := $(filter-out $(VARIABLES),$(foreach v,$(.VARIABLES),$(if $(filter command line,$(origin $v)),$v)))
+UNKNOWN := $(filter-out MAKEFLAGS MAKEOVERRIDES -*-command-variables-*-,$(UNKNOWN))
+ifneq ($(strip $(UNKNOWN)),)
+$(error unknown variable $(strip $(UNKNOWN)); choose from $(VARIABLES))
+endif
+
+.PHONY: help report test lab clean
+
+help:  ## this list
+	@echo "fomo: finetune, optimise, search"
+	@sed -n 's/^\([a-z]*\):.*##/  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+	@echo "  variables     DATASET (a name or a folder), PRESET (quick, report, best), SEED, BACKBONE, WEIGHTS"
+
+report: $(VENV)/installed  ## the whole pipeline: figures, tables, a model; make report DATASET=flowers PRESET=report
+	@$(BIN)/python -m fomo report --dataset "$(DATASET)" --preset "$(PRESET)" --seed "$(SEED)" \
+		--backbone "$(BACKBONE)" --weights "$(WEIGHTS)"
+
+test: $(VENV)/installed  ## style, unit tests, and all notebooks against their stored outputs
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --nbval --nbval-cell-timeout=1200 -p no:cacheprovider notebooks
+
+lab: $(VENV)/installed  ## JupyterLab, to step through the notebooks
+	$(BIN)/jupyter lab notebooks
+
+clean:  ## removes runs and the virtual environment
+	rm -rf $(VENV) data/runs data/fashion_sample *.egg-info
+
+$(VENV)/installed: requirements.txt pyproject.toml
+	@echo "setting up $(VENV), once; this takes some minutes ..."
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fomo needs Python 3.11 or later; make PYTHON=python3.11")'
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt > $(VENV)/pip.log 2>&1 \
+		|| { tail -n 20 $(VENV)/pip.log; exit 1; }
+	@touch $@

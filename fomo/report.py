@@ -1,0 +1,79 @@
+"""`make report`: all stages with progress bars, then the notebooks on what is stored, as executed copies and pages."""
+
+import os
+import time
+from pathlib import Path
+
+import nbformat
+import papermill
+from nbconvert import HTMLExporter
+
+from fomo import pipeline
+from fomo.artifacts import Run, write_bytes
+from fomo.config import ROOT, UserError
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("0*.ipynb"))
+STAGES = (
+    pipeline.preprocess,
+    pipeline.finetune,
+    pipeline.optimize_finetuning,
+    pipeline.finetune_best,
+    pipeline.extract_features,
+    pipeline.search_head,
+    pipeline.tune_head,
+    pipeline.train_head,
+    pipeline.evaluate,
+)
+
+
+def report(run: Run, parameters: dict) -> str:
+    """Computes what is not yet stored, executes the notebooks with `parameters`; returns the closing line."""
+    start = time.perf_counter()
+    for notebook in NOTEBOOKS:
+        check_parameters(notebook, parameters)
+    for number, stage in enumerate(STAGES, start=1):
+        begun = time.perf_counter()
+        result = stage(run)
+        print(f"[{number}/{len(STAGES)}] {stage.__name__:20} {time.perf_counter() - begun:6.1f} s", flush=True)
+    for notebook in NOTEBOOKS:
+        begun = time.perf_counter()
+        execute(notebook, run.folder / "notebooks", parameters)
+        print(
+            f"[{notebook.stem[:2]}/{len(NOTEBOOKS):02}] {notebook.stem[3:]:20} {time.perf_counter() - begun:5.1f} s",
+            flush=True,
+        )
+    metrics = result.metrics[result.metrics["model"] == "final"].set_index("metric")
+    measured = ", ".join(
+        f"{name} {row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+        for name, row in metrics.loc[["macro F1", "macro precision", "accuracy"]].iterrows()
+    )
+    return (
+        f"{run.config.dataset}: {measured} on {len(result.predictions)} test images (95% intervals), in "
+        f"{(time.perf_counter() - start) / 60:.1f} minutes | figures: {shorten(run.figures)} | model: "
+        f"{shorten(result.model_path)} | pages: {shorten(run.folder / 'notebooks')}"
+    )
+
+
+def check_parameters(notebook: Path, parameters: dict) -> None:
+    """Raises `UserError` if the notebook lacks one of `parameters`: papermill would only warn."""
+    known = papermill.inspect_notebook(str(notebook))
+    unknown = [name for name in parameters if name not in known]
+    if unknown:
+        raise UserError(f"{notebook.name} has no parameter {', '.join(unknown)}; it has {', '.join(known)}")
+
+
+def execute(notebook: Path, folder: Path, parameters: dict) -> None:
+    """Executes a notebook with `parameters`; stores the copy and its HTML page in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    copy = folder / notebook.name
+    os.environ |= {"TQDM_DISABLE": "1", "FOMO_FRESH": "0"}  # everything is stored by now
+    papermill.execute_notebook(
+        str(notebook), str(copy), parameters, cwd=str(notebook.parent), kernel_name="python3", progress_bar=False
+    )
+    page, _ = HTMLExporter().from_notebook_node(nbformat.read(copy, as_version=4))
+    write_bytes(copy.with_suffix(".html"), page.encode())
+
+
+def shorten(path: Path) -> str:
+    """`path` relative to the project, where it lies within."""
+    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
