@@ -19,7 +19,7 @@ ifneq ($(strip $(UNKNOWN)),)
 $(error unknown variable $(strip $(UNKNOWN)); choose from $(VARIABLES))
 endif
 
-.PHONY: help report test lab clean
+.PHONY: help report test notebooks lab clean
 
 help:  ## this list
 	@echo "fomo: finetune, optimise, search"
@@ -35,6 +35,11 @@ test: $(VENV)/installed  ## style, unit tests, and all notebooks against their s
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
 	$(BIN)/python -m pytest --nbval --nbval-cell-timeout=1200 -p no:cacheprovider notebooks
+
+notebooks: $(VENV)/installed  ## executes the notebooks in place: the outputs that are committed
+	TQDM_DISABLE=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace \
+		--ExecutePreprocessor.record_timing=False \
+		--ExecutePreprocessor.extra_arguments=--log-level=ERROR --log-level=ERROR notebooks/0*.ipynb
 
 lab: $(VENV)/installed  ## JupyterLab, to step through the notebooks
 	$(BIN)/jupyter lab notebooks

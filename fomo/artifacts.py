@@ -100,8 +100,10 @@ class Stage:
         return json.loads(self._record.read_text())["done"]
 
     def finish(self) -> None:
-        """Says that the result is complete."""
+        """Says that the result is complete, and removes what killed runs have left."""
         self._write(done=True)
+        for leftover in self.folder.glob(".*.tmp"):
+            leftover.unlink(missing_ok=True)
 
     def path(self, name: str) -> Path:
         return self.folder / name
@@ -161,6 +163,11 @@ class Run:
         return (
             f"Run('{self.config.dataset}', '{self.preset}', seed={self.config.seed}, backbone='{self.config.backbone}')"
         )
+
+    @property
+    def is_default(self) -> bool:
+        """Whether this is the run of `make report` as it comes, whose outputs are in the committed notebooks."""
+        return self.config == make_config("fashion_sample", "quick")
 
     def savefig(self, name: str) -> Path:
         """Stores the current figure as `name`.png in `figures`; returns its path."""

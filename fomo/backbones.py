@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import safetensors.torch
 import timm
 import torch
@@ -31,6 +32,7 @@ class Backbone(nn.Module):
         if state is not None:
             options["pretrained_cfg_overlay"] = {"state_dict": state}
         self.network = timm.create_model(name, pretrained=state is not None, num_classes=0, **options)
+        self.name = name
         self.network.to(memory_format=torch.channels_last)  # what processors and GPUs convolve fastest
         self.num_features = self.network.num_features
         self.mean = tuple(self.network.default_cfg["mean"])
@@ -46,6 +48,16 @@ class Backbone(nn.Module):
                 for parameter in module.parameters(recurse=False):
                     parameter.requires_grad = number >= layer
         self.train(self.training)
+
+    def summary(self) -> pd.DataFrame:
+        """One row a stage: its modules (first and last), its number of weights, and whether they are trained."""
+        rows = []
+        for number, stage in enumerate(split_stages(self.name, self.network), start=1):
+            named = [name for name, module in stage if list(module.parameters(recurse=False))]
+            count = sum(weight.numel() for _, module in stage for weight in module.parameters(recurse=False))
+            state = "trained" if number >= self.fixed_until else "fixed"
+            rows.append({"stage": number, "from": named[0], "to": named[-1], "weights": count, "state": state})
+        return pd.DataFrame(rows)
 
     def train(self, mode: bool = True) -> "Backbone":
         """As `nn.Module.train`, but what is fixed stays in eval mode."""

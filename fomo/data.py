@@ -9,7 +9,6 @@ import hashlib
 import os
 import shutil
 import tarfile
-import tempfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -82,14 +81,15 @@ def load_dataset(name: str) -> Dataset:
 
 def unpack(archive: Path, folder: Path) -> None:
     """Unpacks `archive` to `folder`, whole or not at all; nothing in it may lie outside or be a link or a device."""
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    temporary = folder.with_name(f".{folder.name}.unpacking")
+    shutil.rmtree(temporary, ignore_errors=True)  # what a killed run has left
+    temporary.mkdir()
     try:
         with tarfile.open(archive) as tar:
             for member in tar:
                 if not (member.isfile() or member.isdir()):
                     raise UserError(f"{archive} holds '{member.name}', which is neither a file nor a folder; refused")
                 tar.extract(member, temporary, filter="data")
-        temporary.chmod(0o755)
         os.replace(temporary, folder)
     except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise UserError(f"{archive} cannot be unpacked ({error}); fetch it anew") from error

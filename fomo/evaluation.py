@@ -94,6 +94,13 @@ def predict_logistic(features: np.ndarray, labels: np.ndarray, test_features: np
     )
 
 
+def gap(metrics: pd.DataFrame, validation: pd.DataFrame) -> pd.DataFrame:
+    """The last model's metrics on validation and on test, and their difference: what looking has cost."""
+    test = metrics[metrics["model"] == metrics["model"].iloc[-1]].set_index("metric")["value"]
+    table = pd.DataFrame({"validation": validation.set_index("metric")["value"], "test": test})
+    return table.loc[list(METRICS)].assign(**{"validation minus test": table["validation"] - table["test"]})
+
+
 def beside_report(metrics: pd.DataFrame, dataset: str) -> pd.DataFrame:
     """The table "report | ours | low | high" of the last model in `metrics`; NaN where the report has no number."""
     ours = metrics[metrics["model"] == metrics["model"].iloc[-1]].set_index("metric")

@@ -99,6 +99,8 @@ def slices(table: pd.DataFrame) -> np.ndarray:
             )
             if values.iloc[0] > 0 and values.iloc[-1] / values.iloc[0] > 100:
                 ax.set_xscale("log")
+            else:
+                ax.xaxis.set_major_locator(MaxNLocator(3))
         else:
             ax.errorbar(rows["value"].astype(str), rows["mean"], 1.96 * rows["std"], fmt="o", color=BLUE, capsize=4)
             ax.margins(x=0.2)
@@ -174,14 +176,28 @@ def comparison(metrics: pd.DataFrame, metric: str = "macro F1", *, ax: plt.Axes 
     rows = metrics[metrics["metric"] == metric]
     ax = _axes(ax, 7.5, 0.5 * len(rows) + 1.2)
     places = np.arange(len(rows))[::-1]
+    shown = rows[rows["high"] > 0.5 * rows["value"].max()]  # what lies far below would press the others together
+    margin = 0.15 * (shown["high"].max() - shown["low"].min())
+    left, right = shown["low"].min() - margin, shown["high"].max() + margin
     bars = [rows["value"] - rows["low"], rows["high"] - rows["value"]]
     ax.errorbar(rows["value"], places, xerr=bars, fmt="o", color=BLUE, capsize=4)
     for place, value in zip(places, rows["value"], strict=True):
-        ax.annotate(f"{value:.3f}", (value, place), textcoords="offset points", xytext=(0, 7), ha="center", fontsize=9)
+        text, at = (f"{value:.3f}", value) if value > left else (f"◂ {value:.3f}", left + margin / 2)
+        ax.annotate(text, (at, place), textcoords="offset points", xytext=(0, 7), ha="center", fontsize=9)
     ax.set_yticks(places, rows["model"])
-    ax.set(xlabel=f"{metric} on the test split, 95% interval", xlim=(0, 1), ylim=(-0.5, len(rows) - 0.3))
+    ax.set(xlabel=f"{metric} on the test split, 95% interval", xlim=(left, right), ylim=(-0.5, len(rows) - 0.3))
     ax.set_title("What each step brought")
     return ax
+
+
+def overview(trials: pd.DataFrame, ranking: pd.DataFrame, metrics: pd.DataFrame) -> np.ndarray:
+    """A run on one page: the report's three figures, and what each step brought."""
+    _, axes = plt.subplots(2, 2, figsize=(16, 8), layout="constrained", width_ratios=[2, 3])
+    losses(trials, ax=axes[0, 0])
+    alphas(ranking, ax=axes[0, 1])
+    comparison(metrics, ax=axes[1, 0])
+    accuracies(ranking, ax=axes[1, 1])
+    return axes
 
 
 def _operation_axis(ax: plt.Axes, ranking: pd.DataFrame) -> None:

@@ -203,6 +203,7 @@ def evaluate(run: Run) -> Evaluation:
         evaluation.per_class(labels, predicted, classes),
         evaluation.confusion(labels, predicted, classes),
         predictions,
+        stage.array("test"),
         stage.table("validation"),
         stage.path("model.safetensors"),
     )

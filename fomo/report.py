@@ -68,7 +68,13 @@ def execute(notebook: Path, folder: Path, parameters: dict) -> None:
     copy = folder / notebook.name
     os.environ |= {"TQDM_DISABLE": "1", "FOMO_FRESH": "0"}  # everything is stored by now
     papermill.execute_notebook(
-        str(notebook), str(copy), parameters, cwd=str(notebook.parent), kernel_name="python3", progress_bar=False
+        str(notebook),
+        str(copy),
+        parameters,
+        cwd=str(notebook.parent),
+        kernel_name="python3",
+        progress_bar=False,
+        extra_arguments=["--log-level=ERROR"],  # to the kernel, which warns of its local sockets
     )
     page, _ = HTMLExporter().from_notebook_node(nbformat.read(copy, as_version=4))
     write_bytes(copy.with_suffix(".html"), page.encode())

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
+from fomo import darts
 from fomo.artifacts import Run, Stage, load_state, save_state
 from fomo.backbones import weights_fingerprint
 from fomo.data import Dataset, load_dataset
@@ -52,6 +53,11 @@ class Trained:
     history: pd.DataFrame
     configuration: dict
 
+    @property
+    def kept(self) -> pd.Series:
+        """The row of `history` whose weights were kept."""
+        return self.history.loc[self.history["validation_loss"].idxmin()]
+
 
 @dataclass(frozen=True)
 class Features:
@@ -73,17 +79,22 @@ class HeadSearch:
     ranking: pd.DataFrame
     head: Head
 
+    def judgement(self) -> pd.Series:
+        """What the search was worth, by `darts.judge`."""
+        return darts.judge(self.ranking, self.history["validation_accuracy"].iloc[-1])
+
 
 @dataclass(frozen=True)
 class Evaluation:
     """Results on the test split: `metrics` of the final model and its baselines with intervals, `per_class`,
-    `confusion` (rows: true class), `predictions` (a row an image), `validation` (the final model's metrics there), and
-    `model_path`, where the final model lies."""
+    `confusion` (rows: true class), `predictions` (a row an image) and the images' `pixels`, `validation` (the final
+    model's metrics there), and `model_path`, where the final model lies."""
 
     metrics: pd.DataFrame
     per_class: pd.DataFrame
     confusion: pd.DataFrame
     predictions: pd.DataFrame
+    pixels: np.ndarray
     validation: pd.DataFrame
     model_path: Path
 

@@ -71,6 +71,19 @@ class Choice:
         return list(self.choices)
 
 
+def describe(space: dict[str, Float | Choice]) -> pd.DataFrame:
+    """A search space as a table: parameter, range, scale, and where it acts."""
+    rows = []
+    for name, parameter in space.items():
+        if isinstance(parameter, Choice):
+            row = {"range": ", ".join(map(str, parameter.choices)), "scale": "choice"}
+        else:
+            row = {"range": f"{parameter.low:g} to {parameter.high:g}", "scale": "log" if parameter.log else "linear"}
+        row["acts"] = f"with {parameter.when[0]} {parameter.when[1]}" if parameter.when else "always"
+        rows.append({"parameter": name} | row)
+    return pd.DataFrame(rows)
+
+
 class SampledExpectedImprovement(ExpectedImprovement):
     """Expected improvement, maximised over 10000 random points.
 
