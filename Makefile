@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export OMP_WAIT_POLICY := PASSIVE
+# Progress bars that nobody watches (a log, CI) say something every half minute only.
+export TQDM_MININTERVAL := $(shell [ -t 2 ] && echo 0.1 || echo 30)
 
 DATASET ?= fashion_sample
 PRESET ?= quick

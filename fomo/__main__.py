@@ -24,8 +24,11 @@ def main(arguments: list[str] | None = None) -> int:
         if not given.seed.isdecimal():
             raise UserError(f"seed '{given.seed}' is not a whole number from 0")
         dataset = given.dataset if given.dataset in DATASETS else str(Path(given.dataset).expanduser().absolute())
+        weights = given.weights or None
+        if weights not in (None, "imagenet", "random"):
+            weights = str(Path(weights).expanduser().absolute())
         parameters = {"DATASET": dataset, "PRESET": given.preset, "SEED": int(given.seed)}
-        parameters |= {"BACKBONE": given.backbone or None, "WEIGHTS": given.weights or None}
+        parameters |= {"BACKBONE": given.backbone or None, "WEIGHTS": weights}
         run = Run(
             given.dataset,
             given.preset,
@@ -34,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
             weights=parameters["WEIGHTS"],
         )
         print(report(run, parameters))
-    except UserError as error:
+    except (UserError, ArithmeticError) as error:
         print(f"fomo: {error}", file=sys.stderr)
         return 2
     except OSError as error:

@@ -32,6 +32,9 @@ class Backbone(nn.Module):
         if state is not None:
             options["pretrained_cfg_overlay"] = {"state_dict": state}
         self.network = timm.create_model(name, pretrained=state is not None, num_classes=0, **options)
+        missing = {weight for weight in self.network.state_dict() if not weight.endswith("num_batches_tracked")}
+        if state is not None and (missing := missing - set(state)):  # timm would leave them random without a word
+            raise KeyError(f"missing: {', '.join(sorted(missing)[:3])}")
         self.name = name
         self.network.to(memory_format=torch.channels_last)  # what processors and GPUs convolve fastest
         self.num_features = self.network.num_features

@@ -90,5 +90,8 @@ def load_model(path: str | Path) -> Model:
     backbone = Backbone(description["backbone"], description["image_size"])
     head = Head(**description["head"]).build(backbone.num_features, len(description["classes"]))
     classifier = Classifier(backbone, head)
-    classifier.load_state_dict(state)
+    try:
+        classifier.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(f"model {path} does not fit its own description ({str(error)[:200]})") from error
     return Model(classifier, description)

@@ -78,6 +78,9 @@ def make_config(dataset: str, preset: str = "quick", **settings) -> Config:
             raise UserError(f"unknown setting '{name}'; choose from {', '.join(allowed)}")
         if value is not None and not isinstance(value, (int, float) if allowed[name] is float else allowed[name]):
             raise UserError(f"setting '{name}' is {value!r}; it must be of type {allowed[name].__name__}")
+        least = 0 if name in ("seed", "rotation") else 1 if allowed[name] is int else 1e-12
+        if isinstance(value, int | float) and value < least:
+            raise UserError(f"setting '{name}' is {value!r}; it must be at least {least:g}")
     if dataset not in DATASETS and not Path(dataset).expanduser().is_dir():
         raise UserError(f"unknown data set '{dataset}'; choose from {', '.join(DATASETS)}, or give a folder")
     given = {name: value for name, value in settings.items() if value is not None}

@@ -42,10 +42,12 @@ class Dataset:
         """The test table (file, label). Only the evaluation reads it."""
         return _read_split(self.folder, "test", self.classes)
 
-    def fingerprint(self) -> str:
-        """A hash of the train split's file names, sizes and labels: another one means other data."""
-        sizes = [(self.folder / file).stat().st_size for file in self.train["file"]]
-        text = self.train.assign(size=sizes).sort_values("file").to_csv(index=False)
+    def fingerprint(self, split: str = "train") -> str:
+        """A hash of a split's files (name, size, time), labels and class names: another one means other data."""
+        table = self.train if split == "train" else self.test()
+        stats = [(self.folder / file).stat() for file in table["file"]]
+        stamps = [f"{stat.st_size} {stat.st_mtime_ns}" for stat in stats]
+        text = table.assign(stamp=stamps).sort_values("file").to_csv(index=False)
         return hashlib.sha256("\n".join([text, *self.classes]).encode()).hexdigest()[:16]
 
 
@@ -87,7 +89,7 @@ def unpack(archive: Path, folder: Path) -> None:
     try:
         with tarfile.open(archive) as tar:
             for member in tar:
-                if not (member.isfile() or member.isdir()):
+                if not (member.isfile() or member.isdir()) or member.name.startswith("/"):
                     raise UserError(f"{archive} holds '{member.name}', which is neither a file nor a folder; refused")
                 tar.extract(member, temporary, filter="data")
         os.replace(temporary, folder)
@@ -102,7 +104,10 @@ def _read_split(folder: Path, split: str, classes: list[str]) -> pd.DataFrame:
     path = folder / f"{split}.csv"
     if not path.exists():
         raise UserError(f"{folder} has no {path.name}; fomo reads the layout that data/README.md describes")
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except ValueError as error:  # empty, not a table, not UTF-8
+        raise UserError(f"{path} cannot be read as a table ({error})") from error
     missing = {"image_file_name", "label"} - set(table.columns)
     if missing:
         raise UserError(f"{path} lacks the column {', '.join(sorted(missing))}; it has {', '.join(table.columns)}")
@@ -147,7 +152,10 @@ def split(table: pd.DataFrame, validation_share: float, seed: int) -> pd.DataFra
 
 def to_pixels(image: Image.Image, image_size: int, channels: int) -> np.ndarray:
     """Resize and CenterCrop of an image, upright, as uint8 (channels, side, side); channels is 1 (grey) or 3."""
-    image = ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):  # convert would cut off all that is brighter than 255
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    image = image.convert("L" if channels == 1 else "RGB")
     image = center_crop(resize(image, [round(image_size * RESIZE_RATIO)], antialias=True), [image_size])
     return np.asarray(image).reshape(image_size, image_size, channels).transpose(2, 0, 1)
 

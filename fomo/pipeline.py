@@ -169,10 +169,10 @@ def train_head(run: Run) -> Trained:
 
 def evaluate(run: Run) -> Evaluation:
     """Everything that the test split tells, read once: the final model, and beside it what each step had reached."""
-    stage, config, data = open_stage(run, "9_evaluation"), run.config, preprocess(run)
-    classes = data.dataset.classes
+    config, data = run.config, preprocess(run)
+    test, classes = data.dataset.test(), data.dataset.classes
+    stage = open_stage(run, "9_evaluation", test=data.dataset.fingerprint("test"))
     if not stage.done:
-        test = data.dataset.test()
         store_pixels(data.dataset, test["file"], stage.path("test.npy"), config.image_size, "reading test images")
         part = stage.array("test"), test["label"].to_numpy()
         first, best, head = finetune(run).model, finetune_best(run).model, train_head(run).model

@@ -99,8 +99,9 @@ class Evaluation:
     model_path: Path
 
 
-def open_stage(run: Run, name: str) -> Stage:
-    """The stage in folder `name`, bound to its settings and those of all stages before it, to data and weights."""
+def open_stage(run: Run, name: str, **inputs: str) -> Stage:
+    """The stage in folder `name`, bound to its settings and those of all stages before it, to the train data and the
+    weights file that they name, and to further `inputs`."""
     if not run.inputs:
         run.inputs["data"] = load_dataset(run.config.dataset).fingerprint()
         run.inputs["weights_file"] = weights_fingerprint(run.config.weights)
@@ -108,7 +109,7 @@ def open_stage(run: Run, name: str) -> Stage:
     while before:
         before, fields = STAGES[before]
         settings |= {field: getattr(run.config, field) for field in fields}
-    return Stage(run.folder / name, settings | run.inputs)
+    return Stage(run.folder / name, settings | run.inputs | inputs)
 
 
 def store_trained(stage: Stage, model: nn.Module, history: pd.DataFrame) -> None:

@@ -25,7 +25,7 @@ def make_optimizer(
     if optimizer == "adam":  # fused: one pass over the memory, which is most of a step of the bank
         return torch.optim.Adam(weights, lr, weight_decay=weight_decay, fused=True)
     if optimizer == "sgd":
-        return torch.optim.SGD(weights, lr, momentum=momentum, weight_decay=weight_decay, fused=True)
+        return torch.optim.SGD(weights, lr, momentum=momentum or 0.0, weight_decay=weight_decay, fused=True)
     return torch.optim.RMSprop(weights, lr, weight_decay=weight_decay)
 
 
@@ -63,36 +63,42 @@ def fit(
         optimizer.load_state_dict(stored["optimizer"])
         history, best, best_state = stored["history"], stored["best"], stored["best_state"]
     done = len({row["epoch"] for row in history})
-    bar = tqdm(total=epochs * len(train), initial=done * len(train), desc=description, unit="batch", leave=False)
-    for epoch in range(done + 1, epochs + 1):
-        with torch.random.fork_rng():
-            torch.manual_seed(1000 * seed + epoch)  # dropout
-            train.generator.manual_seed(1000 * seed + epoch)  # batch order, augmentation
-            model.train()
-            total = 0.0
-            for inputs, labels in train:
-                inputs, labels = inputs.to(device), labels.to(device)
-                optimizer.zero_grad()
-                loss = cross_entropy(model(inputs), labels)
-                loss.sum().backward()
-                optimizer.step()
-                total = total + loss.detach()
-                bar.update()
-        loss, accuracy = evaluate(model, validation, device)
-        if not (torch.isfinite(total).all() and np.isfinite(loss).all()):
-            raise DivergedError(f"the loss is not finite in epoch {epoch}; a smaller learning rate may help")
-        train_loss = (total / len(train)).cpu().numpy()
-        for number, values in enumerate(zip(*map(np.atleast_1d, (train_loss, loss, accuracy)), strict=True)):
-            names = ("train_loss", "validation_loss", "validation_accuracy")
-            history.append({"epoch": epoch, "model": number} | dict(zip(names, map(float, values), strict=True)))
-        if loss.sum() < best or best_state is None:
-            best, best_state = float(loss.sum()), {key: value.clone() for key, value in model.state_dict().items()}
-        if checkpoint:
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "history": history}
-            save_state(checkpoint, state | {"best": best, "best_state": best_state})
-    bar.close()
+    total = epochs * len(train)
+    with tqdm(total=total, initial=done * len(train), desc=description, unit="batch", leave=False) as bar:
+        for epoch in range(done + 1, epochs + 1):
+            with torch.random.fork_rng():
+                torch.manual_seed(1000 * seed + epoch)  # dropout
+                train.generator.manual_seed(1000 * seed + epoch)  # batch order, augmentation
+                model.train()
+                losses = []
+                for inputs, labels in train:
+                    inputs, labels = inputs.to(device), labels.to(device)
+                    optimizer.zero_grad()
+                    loss = cross_entropy(model(inputs), labels)
+                    loss.sum().backward()
+                    optimizer.step()
+                    losses.append(loss.detach())
+                    bar.update()
+            train_loss = torch.stack(losses).mean(0).cpu().numpy()
+            validation_loss, accuracy = evaluate(model, validation, device)
+            if not (np.isfinite(train_loss).all() and np.isfinite(validation_loss).all()):
+                raise DivergedError(f"the loss is not finite in epoch {epoch}; a smaller learning rate may help")
+            history += _rows(epoch, train_loss, validation_loss, accuracy)
+            if validation_loss.sum() < best:
+                best = float(validation_loss.sum())
+                best_state = {key: value.clone() for key, value in model.state_dict().items()}
+            if checkpoint:
+                state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "history": history}
+                save_state(checkpoint, state | {"best": best, "best_state": best_state})
     model.load_state_dict(best_state)
     return pd.DataFrame(history)
+
+
+def _rows(epoch: int, train_loss: np.ndarray, validation_loss: np.ndarray, accuracy: np.ndarray) -> list[dict]:
+    """The rows of one epoch in the learning curves, one for each model."""
+    values = np.stack([train_loss, validation_loss, accuracy], axis=-1).reshape(-1, 3).tolist()
+    names = ("train_loss", "validation_loss", "validation_accuracy")
+    return [{"epoch": epoch, "model": model} | dict(zip(names, row, strict=True)) for model, row in enumerate(values)]
 
 
 def evaluate(model: nn.Module, batches: DataLoader, device: torch.device) -> tuple[np.ndarray, np.ndarray]:

@@ -126,7 +126,7 @@ class Study:
                 try:
                     result = {"status": "complete"} | objective(configuration)
                     if not math.isfinite(result["objective"]):
-                        result["status"] = "diverged"
+                        result |= {"status": "diverged", "objective": math.inf}
                 except ArithmeticError:
                     result = {"status": "diverged", "objective": math.inf}
                 row = {"trial": len(self.trials)} | configuration | result
@@ -145,7 +145,7 @@ class Study:
         number = len(self.trials)
         if number == 0:
             return self.first
-        if number < self.initial:
+        if number < self.initial or not np.isfinite(self.trials["objective"]).any():
             sobol = qmc.Sobol(len(self.space), rng=np.random.default_rng(self.seed))
             point = sobol.fast_forward(number - 1).random(1)[0] if number > 1 else sobol.random(1)[0]
             return self._activate({name: p.decode(x) for (name, p), x in zip(self.space.items(), point, strict=True)})
@@ -182,7 +182,7 @@ class Study:
                 None,
                 {name: parameter.bounds for name, parameter in self.space.items()},
                 acquisition_function=SampledExpectedImprovement(xi=0.0),
-                random_state=1000 * self.seed + len(self.trials),
+                random_state=(1000 * self.seed + len(self.trials)) % 2**32,
                 verbose=0,
                 allow_duplicate_points=True,
             )

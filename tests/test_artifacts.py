@@ -1,0 +1,125 @@
+import errno
+import os
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import toys
+
+from fomo.artifacts import Run, Stage, load_state, new_array, read_table, save_state, write_bytes, write_table
+from fomo.config import UserError
+
+AWKWARD = pd.DataFrame({"x": [0.1 + 0.2, 1e-308, -1 / 3, np.inf, np.nan], "n": [1, 2, 3, 4, 5], "word": list("abcde")})
+
+
+def fill_disk(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def leave_midway(path):
+    with new_array(path, (4, 2), np.float32) as array:
+        array[0] = 1
+        raise KeyboardInterrupt
+
+
+def test_table_comes_back_with_the_same_floats_to_the_last_bit(tmp_path):
+    write_table(tmp_path / "table.csv", AWKWARD)
+    pd.testing.assert_frame_equal(read_table(tmp_path / "table.csv"), AWKWARD, check_exact=True)
+
+
+def test_state_comes_back_with_tensors_and_plain_values(tmp_path):
+    save_state(tmp_path / "state.pt", {"weight": torch.arange(3.0), "history": [{"epoch": 1, "loss": 0.1}]})
+    state = load_state(tmp_path / "state.pt", torch.device("cpu"))
+    assert torch.equal(state["weight"], torch.arange(3.0))
+    assert state["history"] == [{"epoch": 1, "loss": 0.1}]
+
+
+def test_array_comes_back_as_it_was_filled(tmp_path):
+    with new_array(tmp_path / "array.npy", (3, 2), np.float32) as array:
+        array[:] = [[1, 2], [3, 4], [5, 6]]
+    assert np.load(tmp_path / "array.npy").tolist() == [[1, 2], [3, 4], [5, 6]]
+
+
+def test_interrupted_write_leaves_the_old_content_and_no_rubbish(tmp_path):
+    write_bytes(tmp_path / "array.npy", b"old")
+    with pytest.raises(KeyboardInterrupt):
+        leave_midway(tmp_path / "array.npy")
+    assert [path.name for path in tmp_path.iterdir()] == ["array.npy"]
+    assert (tmp_path / "array.npy").read_bytes() == b"old"
+
+
+def test_full_disk_is_an_error_before_an_array_is_filled(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "posix_fallocate", fill_disk)
+    with pytest.raises(OSError, match="No space left"), new_array(tmp_path / "a.npy", (4, 2), np.float32):
+        pytest.fail("the array must not be given out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_stage_is_done_once_it_is_finished(tmp_path):
+    assert not Stage(tmp_path / "stage", {"seed": 0}).done
+    Stage(tmp_path / "stage", {"seed": 0}).finish()
+    assert Stage(tmp_path / "stage", {"seed": 0}).done
+
+
+@pytest.mark.parametrize("asked", [{"seed": 0, "epochs": 4}, {"seed": 0}, {"seed": 0, "epochs": 3, "trials": 5}])
+def test_stage_of_other_settings_is_refused(tmp_path, asked):
+    Stage(tmp_path / "stage", {"seed": 0, "epochs": 3}).finish()
+    with pytest.raises(UserError, match="other settings"):
+        Stage(tmp_path / "stage", asked)
+
+
+def test_refusal_names_the_fields_that_differ_and_only_them(tmp_path):
+    Stage(tmp_path / "stage", {"seed": 0, "epochs": 3, "lr": 0.1}).finish()
+    with pytest.raises(UserError, match=r"\(epochs: stored 3, asked 4; lr: stored 0.1, asked 0.2\)") as refusal:
+        Stage(tmp_path / "stage", {"seed": 0, "epochs": 4, "lr": 0.2})
+    assert "seed" not in str(refusal.value)
+    assert "FOMO_FRESH" in str(refusal.value)
+
+
+def test_unfinished_stage_of_other_settings_is_refused(tmp_path):
+    Stage(tmp_path / "stage", {"trials": 30}).save_table("trials", AWKWARD)
+    with pytest.raises(UserError, match="trials: stored 30, asked 10"):
+        Stage(tmp_path / "stage", {"trials": 10})
+
+
+def test_stage_that_holds_nothing_yet_takes_other_settings(tmp_path):
+    Stage(tmp_path / "stage", {"trials": 30})
+    assert Stage(tmp_path / "stage", {"trials": 10}).config == {"trials": 10}
+
+
+def test_two_folders_of_one_name_have_runs_of_their_own(tmp_path):
+    folders = [tmp_path / side / "flowers" for side in ("a", "b")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    assert toys.tiny_run(folders[0]).folder != toys.tiny_run(folders[1]).folder
+
+
+def test_run_lies_where_the_environment_says(tmp_path):
+    run = Run("fashion_sample")
+    assert run.folder == tmp_path / "runs" / "fashion_sample" / "quick-tf_efficientnet_lite0-seed0"
+    assert run.figures == tmp_path / "figures" / "fashion_sample"
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"backbone": "test_resnet"}, {"name": "mine"}])
+def test_runs_that_differ_in_name_do_not_share_a_folder(dataset, change):
+    assert toys.tiny_run(dataset, **change).folder != toys.tiny_run(dataset).folder
+
+
+def test_fresh_deletes_the_stored_results_of_this_run_only(dataset, monkeypatch):
+    run, other = toys.tiny_run(dataset), toys.tiny_run(dataset, seed=1)
+    for one in (run, other):
+        one.folder.mkdir(parents=True)
+    monkeypatch.setenv("FOMO_FRESH", "1")
+    toys.tiny_run(dataset)
+    assert not run.folder.exists()
+    assert other.folder.exists()
+
+
+def test_savefig_stores_the_current_figure_as_png(dataset):
+    from matplotlib import pyplot as plt
+
+    plt.plot([1, 2])
+    path = toys.tiny_run(dataset).savefig("line")
+    assert path.name == "line.png"
+    assert path.read_bytes().startswith(b"\x89PNG")

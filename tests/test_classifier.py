@@ -1,0 +1,115 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import safetensors.torch
+import torch
+import toys
+from PIL import Image
+
+from fomo import load_model
+from fomo.backbones import load_backbone
+from fomo.classifier import Classifier, Model, describe
+from fomo.config import UserError
+from fomo.heads import HEADS
+
+IN_FRESH_PROCESS = """
+import sys, fomo
+fomo.load_model(sys.argv[1]).predict(sys.argv[2:]).to_csv("predictions.csv", index=False)
+"""
+
+
+@pytest.fixture
+def images(dataset):
+    return sorted((dataset / "images_test").iterdir())
+
+
+@pytest.fixture
+def model():
+    """An untrained classifier of grey images."""
+    backbone = load_backbone("test_vit", "random", 32)
+    head = HEADS[3]
+    description = describe("test_vit", head, toys.CLASSES, 32, 1)
+    return Model(Classifier(backbone, head.build(backbone.num_features, 3)), description)
+
+
+def test_saved_model_predicts_the_same_in_a_fresh_process_without_its_run(copied, finished, images, tmp_path):
+    shutil.copy(copied.folder / "9_evaluation" / "model.safetensors", tmp_path / "model.safetensors")
+    shutil.rmtree(copied.folder)
+    command = [sys.executable, "-c", IN_FRESH_PROCESS, "model.safetensors", *map(str, images)]
+    subprocess.run(command, cwd=tmp_path, env=os.environ, check=True)
+    fresh = pd.read_csv(tmp_path / "predictions.csv")
+    stored = finished.evaluation.predictions
+    assert fresh["class"].tolist() == [toys.CLASSES[label] for label in stored["final"]]
+    assert np.allclose(fresh["confidence"], stored["confidence"], atol=1e-5)
+
+
+def test_model_comes_back_as_it_was_saved(model, images, tmp_path):
+    model.save(tmp_path / "model.safetensors")
+    loaded = load_model(tmp_path / "model.safetensors")
+    assert loaded.description == model.description
+    pd.testing.assert_frame_equal(loaded.predict(images), model.predict(images))
+
+
+def test_prediction_gives_class_confidence_and_every_probability(model, images):
+    table = model.predict(images)
+    assert list(table.columns) == ["class", "confidence", *toys.CLASSES]
+    assert np.allclose(table[toys.CLASSES].sum(axis=1), 1)
+    assert np.allclose(table[toys.CLASSES].max(axis=1), table["confidence"])
+    assert [row[row["class"]] for _, row in table.iterrows()] == table["confidence"].tolist()
+
+
+def test_prediction_does_not_depend_on_the_batch(model, images):
+    pd.testing.assert_frame_equal(model.predict(images, batch_size=5), model.predict(images), atol=1e-6)
+
+
+def test_open_image_is_predicted_as_its_file(model, images):
+    with Image.open(images[0]) as image:
+        pd.testing.assert_frame_equal(model.predict([image]), model.predict(images[:1]))
+
+
+def test_coloured_image_is_read_as_grey_by_a_model_of_grey_images(model, images):
+    with Image.open(images[0]) as image:
+        pd.testing.assert_frame_equal(model.predict([image.convert("L")]), model.predict(images[:1]))
+
+
+def foreign(path):
+    safetensors.torch.save_file({"weight": torch.zeros(3)}, path)
+
+
+def other_metadata(path):
+    safetensors.torch.save_file({"weight": torch.zeros(3)}, path, metadata={"format": "pt"})
+
+
+def without_weights(path):
+    description = describe("test_vit", HEADS[3], toys.CLASSES, 32, 1)
+    safetensors.torch.save_file({"weight": torch.zeros(3)}, path, metadata={"fomo": json.dumps(description)})
+
+
+def text(path):
+    path.write_text("not a model")
+
+
+def nothing(path):
+    pass
+
+
+@pytest.mark.parametrize("write", [foreign, other_metadata, without_weights, text, nothing])
+def test_file_that_is_no_model_is_refused_by_name(tmp_path, write):
+    write(tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"model\.safetensors"):
+        load_model(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("kept", [0, 4, 200, -1])
+def test_truncated_model_is_refused_by_name(model, tmp_path, kept):
+    model.save(tmp_path / "model.safetensors")
+    content = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(content[:kept])
+    with pytest.raises(UserError, match=r"model\.safetensors cannot be read"):
+        load_model(tmp_path / "model.safetensors")

@@ -1,0 +1,230 @@
+import os
+import subprocess
+
+import nbformat
+import pytest
+import toys
+
+import fomo
+from fomo import pipeline
+from fomo.__main__ import main
+from fomo.config import PRESETS, ROOT
+from fomo.report import NOTEBOOKS, check_parameters
+
+PARAMETERS = 'DATASET = "none"\nPRESET = "quick"\nSEED = 7\nBACKBONE = None\nWEIGHTS = None'
+
+
+@pytest.fixture
+def notebooks(tmp_path, monkeypatch):
+    """`make report` with one tiny notebook in place of the five, and with `quick` as small as the toy run."""
+    parameters = nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})
+    shown = nbformat.v4.new_code_cell("print(PRESET, SEED, DATASET)")
+    path = tmp_path / "notebooks" / "01_toy.ipynb"
+    path.parent.mkdir()
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=[parameters, shown], metadata=kernel), path)
+    monkeypatch.setattr("fomo.report.NOTEBOOKS", [path])
+    monkeypatch.setitem(PRESETS, "quick", toys.SETTINGS)
+    return [path]
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What the command line asks of `report`: the run and the notebooks' parameters, filled in as it is called."""
+    asked = {}
+    monkeypatch.setattr("fomo.__main__.report", lambda run, parameters: asked.update(run=run, parameters=parameters))
+    return asked
+
+
+@pytest.fixture
+def own_dataset(tmp_path):
+    return toys.write_dataset(tmp_path / "own", train=5, test=2)
+
+
+def refusal(capsys, *arguments) -> str:
+    """The message that the command ends with, in one line and with status 2."""
+    assert main(["report", *arguments]) == 2
+    bars, _, message = capsys.readouterr().err.partition("fomo: ")
+    assert "Traceback" not in bars
+    assert len(message.split("\n")[:-1]) == 1
+    return message
+
+
+def make(*arguments) -> subprocess.CompletedProcess:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    return subprocess.run(["make", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+# ---- what is refused
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--dataset", "flwers"], "unknown data set"),
+        (["--preset", "quik"], "unknown preset 'quik'; choose from quick, report, best"),
+        (["--backbone", "resnet43"], "unknown backbone 'resnet43'"),
+        (["--weights", "none.pth"], "none.pth' is not a file"),
+        (["--seed", "-1"], "seed '-1' is not a whole number from 0"),
+        (["--seed", "1.5"], "seed '1.5' is not a whole number from 0"),
+        (["--seed", "one"], "seed 'one' is not a whole number from 0"),
+        (["--seed", ""], "seed '' is not a whole number from 0"),
+    ],
+)
+def test_wrong_parameter_is_refused_in_one_line(capsys, arguments, message):
+    assert message in refusal(capsys, *arguments)
+
+
+@pytest.mark.parametrize("arguments", [[], ["reprot"], ["report", "--datset", "flowers"]])
+def test_mistyped_command_is_refused(capsys, arguments):
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    assert "usage: python -m fomo" in capsys.readouterr().err
+
+
+def missing_table(folder):
+    (folder / "train.csv").unlink()
+
+
+def missing_file(folder):
+    (folder / "images_train" / "003.png").unlink()
+
+
+def wrong_label(folder):
+    toys.write_csv(folder, "train", ["000.png", "001.png"], ["0", "cat"])
+
+
+def rare_class(folder):
+    toys.write_csv(folder, "train", [f"00{n}.png" for n in range(5)], [0, 0, 1, 1, 2])
+
+
+def damaged_image(folder):
+    (folder / "images_train" / "003.png").write_bytes(b"not an image")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (missing_table, "train.csv"),
+        (missing_file, "images_train/003.png"),
+        (wrong_label, "'cat'"),
+        (rare_class, "class 2 ('bottom') has 1 images"),
+        (damaged_image, "cannot decode images_train/003.png"),
+    ],
+)
+def test_bad_data_set_is_refused_in_one_line(notebooks, own_dataset, capsys, damage, message):
+    damage(own_dataset)
+    assert message in refusal(capsys, "--dataset", str(own_dataset))
+
+
+def test_folder_that_cannot_be_written_is_an_error_in_one_line(notebooks, dataset, capsys, monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("FOMO_RUNS", str(tmp_path / "file" / "runs"))
+    assert "FOMO_RUNS" in refusal(capsys, "--dataset", str(dataset))
+
+
+def test_full_disk_is_an_error_in_one_line(notebooks, dataset, capsys, monkeypatch):
+    def fill_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", fill_disk)
+    assert "No space left on device" in refusal(capsys, "--dataset", str(dataset))
+
+
+def test_finetuning_that_diverges_is_an_error_in_one_line(notebooks, own_dataset, capsys, monkeypatch):
+    monkeypatch.setitem(pipeline.FINETUNING_FIRST, "lr", 1e38)
+    assert "learning rate" in refusal(capsys, "--dataset", str(own_dataset))
+
+
+def test_other_settings_are_an_error_in_one_line(notebooks, copied, dataset, capsys, monkeypatch):
+    monkeypatch.setitem(PRESETS, "quick", toys.SETTINGS | {"epochs": 5})
+    assert "epochs: stored 3, asked 5" in refusal(capsys, "--dataset", str(dataset))
+
+
+def test_notebook_without_a_parameter_is_refused_before_anything_runs(notebooks, dataset, capsys, tmp_path):
+    notebooks[0].write_text(notebooks[0].read_text().replace("SEED = 7", "SED = 7"))
+    assert "01_toy.ipynb has no parameter SEED" in refusal(capsys, "--dataset", str(dataset))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_interrupt_says_that_the_same_command_goes_on(capsys, dataset, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fomo.__main__.report", interrupt)
+    assert main(["report", "--dataset", str(dataset)]) == 130
+    assert "goes on from here" in capsys.readouterr().err
+
+
+# ---- what a report leaves
+
+
+def test_report_ends_with_one_line_of_metrics_and_where_everything_lies(notebooks, copied, finished, dataset, capsys):
+    assert main(["report", "--dataset", str(dataset)]) == 0
+    *progress, line = capsys.readouterr().out.strip().splitlines()
+    value = finished.evaluation.metrics.set_index(["model", "metric"]).loc[("final", "macro F1"), "value"]
+    assert f"macro F1 {value:.3f} [" in line
+    assert str(copied.folder / "9_evaluation" / "model.safetensors") in line
+    assert len(progress) == len(toys.STAGES) + len(notebooks)
+
+
+def test_report_leaves_an_executed_copy_and_a_page_of_each_notebook(notebooks, copied, dataset):
+    main(["report", "--dataset", str(dataset), "--seed", "0"])
+    pages = copied.folder / "notebooks"
+    cells = nbformat.read(pages / "01_toy.ipynb", as_version=4).cells
+    assert cells[-1].outputs[0].text.split() == ["quick", "0", str(dataset)]
+    assert "<html" in (pages / "01_toy.html").read_text()
+
+
+def test_notebooks_open_the_run_of_the_command_wherever_they_stand(own_dataset, tmp_path, monkeypatch, asked):
+    toys.save_weights(tmp_path / "mine.safetensors", "test_vit", 64)
+    monkeypatch.chdir(tmp_path)
+    main(["report", "--dataset", "own", "--seed", "3", "--backbone", "test_vit", "--weights", "mine.safetensors"])
+    monkeypatch.chdir(ROOT / "notebooks")
+    names = {"DATASET": "dataset", "PRESET": "preset", "SEED": "seed", "BACKBONE": "backbone", "WEIGHTS": "weights"}
+    run = fomo.Run(**{names[name]: value for name, value in asked["parameters"].items()})
+    assert run.folder == asked["run"].folder
+    assert run.config.weights == asked["run"].config.weights
+    assert fomo.preprocess(run).pixels.shape == (15, 3, 64, 64)
+
+
+def test_command_without_arguments_is_the_quick_run_of_the_sample(asked):
+    main(["report"])
+    assert (asked["run"].config.dataset, asked["run"].preset) == ("fashion_sample", "quick")
+    assert asked["parameters"] == {
+        "DATASET": "fashion_sample",
+        "PRESET": "quick",
+        "SEED": 0,
+        "BACKBONE": None,
+        "WEIGHTS": None,
+    }
+
+
+def test_committed_notebooks_have_the_parameters_of_the_report():
+    assert [path.stem[:2] for path in NOTEBOOKS] == ["01", "02", "03", "04", "05"]
+    for notebook in NOTEBOOKS:
+        check_parameters(notebook, dict.fromkeys(["DATASET", "PRESET", "SEED", "BACKBONE", "WEIGHTS"]))
+
+
+# ---- make
+
+
+@pytest.mark.parametrize("target", ["report", "test", "lab"])
+def test_make_refuses_a_variable_that_it_does_not_know(target):
+    result = make("-n", target, "DATSET=flowers")
+    assert result.returncode == 2
+    assert "unknown variable DATSET; choose from DATASET PRESET SEED" in result.stderr
+
+
+def test_make_report_passes_its_variables_on():
+    result = make("-n", "report", "DATASET=my folder", "PRESET=best", "SEED=3", "BACKBONE=resnet34", "WEIGHTS=w.pth")
+    command = result.stdout.split("fomo report")[1].split()
+    assert result.returncode == 0
+    assert " ".join(command).replace("\\ ", "") == (
+        '--dataset "my folder" --preset "best" --seed "3" --backbone "resnet34" --weights "w.pth"'
+    )
+
+
+def test_make_alone_lists_its_targets():
+    listed = make().stdout
+    assert all(f"make {target}" in listed for target in ("report", "test", "lab", "clean"))

@@ -1,0 +1,144 @@
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import toys
+from sklearn.metrics import log_loss
+
+from fomo.backbones import load_backbone
+from fomo.classifier import Classifier
+from fomo.data import FeatureBatches, ImageBatches, loader
+from fomo.heads import HEADS, LINEAR, HeadBank
+from fomo.training import DivergedError, cross_entropy, evaluate, fit, make_optimizer, predict
+
+CPU = torch.device("cpu")
+OPTIMIZERS = ("adam", "sgd", "rmsprop")
+PIXELS = np.stack([toys.draw(number % 3, (32, 32, 1), seed=number).transpose(2, 0, 1) for number in range(24)])
+LABELS = np.arange(24) % 3
+FEATURES = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)
+CLASSES = (FEATURES[:, 0] > 0).astype(int) + (FEATURES[:, 1] > 0)
+
+
+def image_loaders(train_batches=99, validation_batches=99):
+    """Augmented train batches and plain validation batches; each breaks off after so many of them."""
+    generator, norm = torch.Generator(), ((0.5,) * 3, (0.5,) * 3)
+    train = ImageBatches(PIXELS, LABELS, *norm, rotation=30.0, generator=generator)
+    validation = ImageBatches(PIXELS[:12], LABELS[:12], *norm)
+    train, validation = toys.Interrupted(train, train_batches), toys.Interrupted(validation, validation_batches)
+    return loader(train, 8, generator), loader(validation, 8)
+
+
+def feature_loaders(validation_labels=CLASSES[:20]):
+    train = FeatureBatches(FEATURES[20:], CLASSES[20:])
+    return loader(train, 5, torch.Generator()), loader(FeatureBatches(FEATURES[:20], validation_labels), 7)
+
+
+def new_classifier():
+    torch.manual_seed(0)
+    backbone = load_backbone("test_efficientnet", "random", 32)
+    return Classifier(backbone, LINEAR.build(backbone.num_features, 3))
+
+
+def train_classifier(optimizer, checkpoint, *interruption):
+    model = new_classifier()
+    optimizer = make_optimizer(model, optimizer, lr=1e-2, weight_decay=1e-3, momentum=0.9)
+    history = fit(model, optimizer, *image_loaders(*interruption), 3, seed=5, device=CPU, checkpoint=checkpoint)
+    return model.state_dict(), history
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_optimizer_leaves_out_what_is_fixed(optimizer):
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 2))
+    model[0].requires_grad_(False)
+    groups = make_optimizer(model, optimizer, 0.1, 0.2, 0.3).param_groups
+    assert [tuple(weight.shape) for group in groups for weight in group["params"]] == [(2, 3), (2,)]
+    assert (groups[0]["lr"], groups[0]["weight_decay"]) == (0.1, 0.2)
+
+
+@pytest.mark.parametrize(("optimizer", "momentum"), [("sgd", 0.3), ("adam", 0), ("rmsprop", 0)])
+def test_momentum_acts_in_sgd_only(optimizer, momentum):
+    group = make_optimizer(torch.nn.Linear(2, 3), optimizer, 0.1, 0.0, 0.3).param_groups[0]
+    assert group.get("momentum", 0) == momentum
+
+
+def test_cross_entropy_gives_each_model_its_own_loss():
+    logits, labels = torch.randn(4, 6, 3), torch.tensor([0, 1, 2, 2, 1, 0])
+    alone = torch.stack([torch.nn.functional.cross_entropy(one, labels) for one in logits])
+    torch.testing.assert_close(cross_entropy(logits, labels), alone)
+    torch.testing.assert_close(cross_entropy(logits[0], labels), alone[0])
+
+
+def test_evaluate_is_the_mean_over_images_whatever_the_batches():
+    model = torch.nn.Linear(6, 3)
+    batches = loader(FeatureBatches(FEATURES, CLASSES), 7)  # the last batch is smaller
+    loss, accuracy = evaluate(model, batches, CPU)
+    probabilities = predict(model, batches, CPU)[0].double().softmax(1)
+    assert loss == pytest.approx(log_loss(CLASSES, probabilities.numpy()), rel=1e-6)
+    assert accuracy == (probabilities.argmax(1).numpy() == CLASSES).mean()
+
+
+def test_training_learns():
+    model = LINEAR.build(6, 3)
+    history = fit(model, make_optimizer(model, "adam", 0.05, 0.0), *feature_loaders(), 10, seed=0, device=CPU)
+    assert history["validation_loss"].iloc[-1] < 0.6 * history["validation_loss"].iloc[0]
+    assert history["epoch"].tolist() == list(range(1, 11))
+
+
+def test_epoch_of_lowest_validation_loss_is_kept():
+    model = LINEAR.build(6, 3)
+    loaders = feature_loaders(2 - CLASSES[:20])  # the better the model, the worse it is on these labels
+    history = fit(model, make_optimizer(model, "adam", 0.05, 0.0), *loaders, 5, seed=0, device=CPU)
+    assert history["validation_loss"].idxmin() < 4
+    assert evaluate(model, loaders[1], CPU)[0] == history["validation_loss"].min()
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("interruption", [(4, 99), (99, 3), (0, 99)], ids=["in training", "in validation", "at once"])
+def test_interrupted_training_goes_on_to_the_same_weights(tmp_path, optimizer, interruption):
+    weights, history = train_classifier(optimizer, tmp_path / "whole.pt")
+    with pytest.raises(KeyboardInterrupt):
+        train_classifier(optimizer, tmp_path / "checkpoint.pt", *interruption)
+    resumed_weights, resumed_history = train_classifier(optimizer, tmp_path / "checkpoint.pt")
+    pd.testing.assert_frame_equal(history, resumed_history, check_exact=True)
+    assert all(torch.equal(weights[name], resumed_weights[name]) for name in weights)
+
+
+def test_resumed_training_does_not_repeat_finished_epochs(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train_classifier("adam", tmp_path / "checkpoint.pt", 7)  # two epochs of three batches, and one batch more
+    train_classifier("adam", tmp_path / "checkpoint.pt", 3)
+
+
+def test_finished_training_is_not_trained_again(tmp_path):
+    _, history = train_classifier("adam", tmp_path / "checkpoint.pt")
+    pd.testing.assert_frame_equal(train_classifier("adam", tmp_path / "checkpoint.pt", 0)[1], history)
+
+
+def test_another_seed_takes_another_path():
+    def first_loss(seed):
+        torch.manual_seed(0)
+        model = LINEAR.build(6, 3)
+        optimizer = make_optimizer(model, "adam", 0.05, 0.0)
+        return fit(model, optimizer, *feature_loaders(), 1, seed=seed, device=CPU)["train_loss"][0]
+
+    assert first_loss(0) == first_loss(0) != first_loss(1)
+
+
+def test_loss_that_is_not_finite_raises():
+    model = LINEAR.build(6, 3)
+    optimizer = make_optimizer(model, "sgd", 1e38, 0.0, 0.9)
+    with pytest.raises(DivergedError, match="not finite in epoch"):
+        fit(model, optimizer, *feature_loaders(), 5, seed=0, device=CPU)
+
+
+def test_heads_of_a_bank_have_the_learning_curves_of_heads_trained_alone():
+    torch.manual_seed(3)
+    bank = HeadBank(6, 3)
+    curves = fit(bank, make_optimizer(bank, "adam", 1e-3, 0.0), *feature_loaders(), 3, seed=2, device=CPU)
+    torch.manual_seed(3)
+    heads = [head.build(6, 3) for head in HEADS]
+    for number in (0, 13, 26, 35, 36):
+        optimizer = make_optimizer(heads[number], "adam", 1e-3, 0.0)
+        alone = fit(heads[number], optimizer, *feature_loaders(), 3, seed=2, device=CPU)
+        together = curves[curves["model"] == number].reset_index(drop=True).assign(model=0)
+        pd.testing.assert_frame_equal(together, alone, check_exact=False, atol=1e-4, rtol=0)
