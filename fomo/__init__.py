@@ -18,20 +18,14 @@ if "OMP_WAIT_POLICY" not in os.environ:
             stacklevel=2,
         )
 
-from fomo import figures
+from fomo import figures, metrics
 from fomo.artifacts import Run
 from fomo.classifier import load_model
-from fomo.pipeline import (
-    evaluate,
-    extract_features,
-    finetune,
-    finetune_best,
-    optimize_finetuning,
-    preprocess,
-    search_head,
-    train_head,
-    tune_head,
-)
+from fomo.evaluation import evaluate
+from fomo.finetuning import finetune, finetune_best, optimize_finetuning
+from fomo.head_search import extract_features, search_head, train_head, tune_head
+from fomo.inspection import inspect
+from fomo.preprocessing import preprocess
 
 __all__ = [
     "Run",
@@ -40,7 +34,9 @@ __all__ = [
     "figures",
     "finetune",
     "finetune_best",
+    "inspect",
     "load_model",
+    "metrics",
     "optimize_finetuning",
     "preprocess",
     "search_head",

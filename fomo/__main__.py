@@ -1,4 +1,4 @@
-"""The command line: python -m fomo report --dataset NAME_OR_FOLDER --preset PRESET --seed SEED --backbone NAME."""
+"""The command line: python -m fomo report --dataset NAME_OR_FOLDER ..., python -m fomo inspect NAME_OR_FOLDER."""
 
 import argparse
 import sys
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fomo.artifacts import Run
 from fomo.config import DATASETS, PRESETS, UserError
+from fomo.inspection import inspect
 from fomo.report import report
 
 
@@ -19,24 +20,19 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--seed", default="0", help="a whole number from 0")
     command.add_argument("--backbone", help="a network that timm knows; the preset names one")
     command.add_argument("--weights", help="imagenet, random, or a .safetensors or .pth file")
+    command.add_argument("--on-bad", default="raise", help="images that cannot be read: raise, skip")
+    command.add_argument("--on-leak", default="warn", help="train images that are in test too: warn, drop")
+    command.add_argument("--balance", default="none", help="classes of unequal size: none, sampler")
+    command = commands.add_parser("inspect", help="what is in a data set, and what is wrong with it")
+    command.add_argument("dataset", help=f"{', '.join(DATASETS)}, or a folder, or a table (csv)")
     given = parser.parse_args(arguments)
     try:
-        if not given.seed.isdecimal():
-            raise UserError(f"seed '{given.seed}' is not a whole number from 0")
-        dataset = given.dataset if given.dataset in DATASETS else str(Path(given.dataset).expanduser().absolute())
-        weights = given.weights or None
-        if weights not in (None, "imagenet", "random"):
-            weights = str(Path(weights).expanduser().absolute())
-        parameters = {"DATASET": dataset, "PRESET": given.preset, "SEED": int(given.seed)}
-        parameters |= {"BACKBONE": given.backbone or None, "WEIGHTS": weights}
-        run = Run(
-            given.dataset,
-            given.preset,
-            seed=int(given.seed),
-            backbone=parameters["BACKBONE"],
-            weights=parameters["WEIGHTS"],
-        )
-        print(report(run, parameters))
+        if given.command == "inspect":
+            inspection = inspect(given.dataset)
+            print(inspection.counts().to_string(), inspection.findings().to_string(index=False), sep="\n\n")
+            print(f"\n{inspection.verdict()}")
+        else:
+            print(_report(given))
     except (UserError, ArithmeticError) as error:
         print(f"fomo: {error}", file=sys.stderr)
         return 2
@@ -50,6 +46,22 @@ def main(arguments: list[str] | None = None) -> int:
         print("fomo: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
     return 0
+
+
+def _report(given: argparse.Namespace) -> str:
+    """Runs the pipeline with the parameters given; returns the closing line."""
+    if not given.seed.isdecimal():
+        raise UserError(f"seed '{given.seed}' is not a whole number from 0")
+    dataset, weights = given.dataset, given.weights or None
+    if dataset not in DATASETS:  # notebooks run in another folder
+        dataset = str(Path(dataset).expanduser().absolute())
+    if weights not in (None, "imagenet", "random"):
+        weights = str(Path(weights).expanduser().absolute())
+    settings = {"backbone": given.backbone or None, "weights": weights}
+    settings |= {"on_bad": given.on_bad, "on_leak": given.on_leak, "balance": given.balance}
+    run = Run(dataset, given.preset, seed=int(given.seed), **settings)
+    parameters = {"DATASET": dataset, "PRESET": given.preset, "SEED": int(given.seed)}
+    return report(run, parameters | {name.upper(): value for name, value in settings.items()})
 
 
 if __name__ == "__main__":

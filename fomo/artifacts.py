@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fomo.config import DATASETS, ROOT, UserError, make_config
+from fomo.config import CHOICES, DATASETS, ROOT, UserError, make_config
 
 
 @contextmanager
@@ -61,12 +61,23 @@ def new_array(path: Path, shape: tuple[int, ...], dtype: type):
 def write_table(path: Path, table: pd.DataFrame) -> None:
     """Stores `table` as csv, whole or not at all; floats keep every digit."""
     with atomic(path) as temporary:
-        table.to_csv(temporary, index=False)
+        table.to_csv(temporary, index=False, errors="surrogateescape")
 
 
 def read_table(path: Path) -> pd.DataFrame:
     """The table that `write_table` stored, with the same floats to the last bit."""
-    return pd.read_csv(path)
+    # These are words, also where they look like numbers.
+    words = dict.fromkeys(("file", "group", "phash", "digest", "reason", "mode", "class"), str)
+    return pd.read_csv(path, dtype=words, encoding_errors="surrogateescape")
+
+
+def runs_folder(dataset: str) -> Path:
+    """Where the runs on a data set (a name or a path) are stored."""
+    label = dataset
+    if dataset not in DATASETS:  # two folders of the same name are two data sets
+        path = Path(dataset).expanduser().resolve()
+        label = f"{path.name}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:6]}"
+    return Path(os.environ.get("FOMO_RUNS") or ROOT / "data" / "runs") / label
 
 
 class Stage:
@@ -150,15 +161,17 @@ class Run:
         self.preset = preset
         self.inputs: dict[str, str] = {}  # fingerprints of data and weights, which the settings only name
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        label = dataset
-        if dataset not in DATASETS:  # two folders of the same name are two data sets
-            path = Path(dataset).expanduser().resolve()
-            label = f"{path.name}-{hashlib.sha256(str(path).encode()).hexdigest()[:6]}"
         if name is None:
             weights = "" if self.config.weights == "imagenet" else f"-{Path(self.config.weights).stem}"
-            name = f"{preset}-{self.config.backbone}{weights}-seed{seed}"
-        self.folder = Path(os.environ.get("FOMO_RUNS") or ROOT / "data" / "runs") / label / name
-        self.figures = Path(os.environ.get("FOMO_FIGURES") or ROOT / "figures") / label
+            plain = make_config("fashion_sample")
+            chosen = [
+                f"-{getattr(self.config, field)}"
+                for field in CHOICES
+                if getattr(self.config, field) != getattr(plain, field)
+            ]
+            name = f"{preset}-{self.config.backbone}{weights}{''.join(chosen)}-seed{seed}"
+        self.folder = runs_folder(dataset) / name
+        self.figures = Path(os.environ.get("FOMO_FIGURES") or ROOT / "figures") / self.folder.parent.name
         if os.environ.get("FOMO_FRESH") == "1":
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -172,12 +185,11 @@ class Run:
         """Whether this is the run of `make report` as it comes, whose outputs are in the committed notebooks."""
         return self.config == make_config("fashion_sample", "quick")
 
-    def savefig(self, name: str) -> Path:
-        """Stores the current figure as `name`.png in `figures`; returns its path."""
+    def savefig(self, name: str) -> None:
+        """Stores the current figure as `name`.png in `figures`."""
         import matplotlib.pyplot as plt
 
         self.figures.mkdir(parents=True, exist_ok=True)
         path = self.figures / f"{name}.png"
         with atomic(path) as temporary:
             plt.gcf().savefig(temporary, format="png", dpi=120, bbox_inches="tight")
-        return path

@@ -16,8 +16,9 @@ from torch import nn
 from fomo.artifacts import write_bytes
 from fomo.backbones import Backbone
 from fomo.config import UserError
-from fomo.data import ImageBatches, loader, to_pixels
+from fomo.data import ImageBatches, loader
 from fomo.heads import Head
+from fomo.images import to_pixels
 from fomo.training import predict
 
 
@@ -50,7 +51,7 @@ class Model:
         opened = (image if isinstance(image, Image.Image) else Image.open(image) for image in images)
         pixels = np.stack([to_pixels(image, side, channels) for image in opened])
         backbone = self.classifier.backbone
-        batches = ImageBatches(pixels, np.zeros(len(pixels)), backbone.mean, backbone.std)
+        batches = ImageBatches(pixels, range(len(pixels)), np.zeros(len(pixels)), backbone.mean, backbone.std)
         logits, _ = predict(self.classifier, loader(batches, batch_size), torch.device("cpu"))
         table = pd.DataFrame(logits.softmax(1).numpy(), columns=self.classes)
         table.insert(0, "class", table[self.classes].idxmax(axis=1))

@@ -25,6 +25,9 @@ class Config:
     validation_share: float = 0.2  # of the train split; all choices are made on it
     rotation: float = 30.0  # largest angle of the random rotation, in degrees
     batch_size: int = 64  # images a step
+    on_bad: str = "raise"  # images that cannot be read: raise, or skip (the run goes on without them, and says so)
+    on_leak: str = "warn"  # train images that are in test too (same bytes, same group): warn, or drop from training
+    balance: str = "none"  # classes of unequal size: none, or sampler (each drawn equally often in the finetuning)
 
     epochs: int = 8  # of the first finetuning, and of the winner's
     trials: int = 30  # configurations that the first Bayesian optimisation tries
@@ -45,6 +48,8 @@ class Config:
 
     bootstrap: int = 2000  # resamples of the test images behind every interval
 
+
+CHOICES = {"on_bad": ("raise", "skip"), "on_leak": ("warn", "drop"), "balance": ("none", "sampler")}
 
 PRESETS = {
     # The default: the whole pipeline in minutes on two cores. Small where time is spent, the report's elsewhere.
@@ -78,11 +83,13 @@ def make_config(dataset: str, preset: str = "quick", **settings) -> Config:
             raise UserError(f"unknown setting '{name}'; choose from {', '.join(allowed)}")
         if value is not None and not isinstance(value, (int, float) if allowed[name] is float else allowed[name]):
             raise UserError(f"setting '{name}' is {value!r}; it must be of type {allowed[name].__name__}")
+        if name in CHOICES and value is not None and value not in CHOICES[name]:
+            raise UserError(f"setting '{name}' is {value!r}; choose from {', '.join(CHOICES[name])}")
         least = 0 if name in ("seed", "rotation") else 1 if allowed[name] is int else 1e-12
         if isinstance(value, int | float) and value < least:
             raise UserError(f"setting '{name}' is {value!r}; it must be at least {least:g}")
-    if dataset not in DATASETS and not Path(dataset).expanduser().is_dir():
-        raise UserError(f"unknown data set '{dataset}'; choose from {', '.join(DATASETS)}, or give a folder")
+    if dataset not in DATASETS and not Path(dataset).expanduser().exists():
+        raise UserError(f"unknown data set '{dataset}'; choose from {', '.join(DATASETS)}, or give a folder or a table")
     given = {name: value for name, value in settings.items() if value is not None}
     config = Config(dataset=dataset, **PRESETS[preset] | given)
     _check_backbone(config.backbone)

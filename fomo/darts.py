@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from scipy.stats import kendalltau, spearmanr
 from torch import nn
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from fomo.artifacts import load_state, save_state
 from fomo.heads import HEADS, HeadBank

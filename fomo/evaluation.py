@@ -1,109 +1,118 @@
-"""Test metrics with intervals, the baselines, and the published report's numbers to stand beside them."""
+"""Stage 9: the test split, read once, for the final model and for everything that it has to be better than."""
 
-from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from sklearn.dummy import DummyClassifier
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+import torch
 
-METRICS = ("macro F1", "macro precision", "macro recall", "accuracy")
-
-# The report's table: its F1 and precision are macro averages. Recall is not in it.
-REPORT = {
-    "emotions": {"macro F1": 0.63, "macro precision": 0.64, "accuracy": 0.66},
-    "fashion": {"macro F1": 0.93, "macro precision": 0.93, "accuracy": 0.93},
-    "flowers": {"macro F1": 0.93, "macro precision": 0.94, "accuracy": 0.94},
-    "skin_cancer": {"macro F1": 0.77, "macro precision": 0.79, "accuracy": 0.87},
-}
+from fomo import metrics
+from fomo.artifacts import Run, Stage, new_array
+from fomo.classifier import Classifier, Model, describe
+from fomo.datasets import HIDDEN
+from fomo.features import store_features
+from fomo.finetuning import finetune, finetune_best, untrained
+from fomo.head_search import extract_features, feature_loaders, search_head, train_head
+from fomo.preprocessing import Preprocessed, image_loader, preprocess, read_pixels
+from fomo.stages import open_stage
+from fomo.training import predict
 
 
-def scores(confusion: np.ndarray) -> np.ndarray:
-    """`METRICS` (..., 4) of confusion matrices (..., classes, classes), rows = true class.
+@dataclass(frozen=True)
+class Evaluation:
+    """Results on the test split, or, where its labels are hidden, on validation (`split` says which): `metrics` of the
+    final model and its baselines with intervals, `per_class`, `confusion` (rows: true class), `predictions` (a row an
+    image; `row` is its place in `pixels`), `validation` (the final model's metrics there), and `model_path`."""
 
-    Macro averages run over the classes that occur among the true labels; the precision of a class that is never
-    predicted is 0, as in scikit-learn.
+    split: str
+
+    metrics: pd.DataFrame
+    per_class: pd.DataFrame
+    confusion: pd.DataFrame
+    predictions: pd.DataFrame
+    pixels: np.ndarray
+    validation: pd.DataFrame
+    model_path: Path
+
+
+def evaluate(run: Run) -> Evaluation:
+    """Everything that the test split tells, read once: the final model, and beside it what each step had reached.
+
+    Where the test labels are hidden, the predictions are stored all the same, and the metrics are taken on validation.
     """
-    hits = np.diagonal(confusion, axis1=-2, axis2=-1)
-    support, predicted = confusion.sum(-1), confusion.sum(-2)
-    present = support > 0
-
-    def macro(numerator, denominator):
-        ratio = numerator / np.maximum(denominator, 1)
-        return (ratio * present).sum(-1) / present.sum(-1)
-
-    f1, precision, recall = macro(2 * hits, support + predicted), macro(hits, predicted), macro(hits, support)
-    return np.stack([f1, precision, recall, hits.sum(-1) / support.sum(-1)], axis=-1)
-
-
-def measure(
-    labels: np.ndarray, predictions: Mapping[str, np.ndarray], classes: int, *, resamples: int, seed: int
-) -> pd.DataFrame:
-    """One row for each of the models in `predictions` and each metric: value and 95% interval (low, high).
-
-    The interval is the percentile bootstrap over images. `gain`, `gain_low`, `gain_high`: by how much the last of the
-    models is better than the row's, on the same resamples (paired).
-    """
-    rng = np.random.default_rng(seed)
-    draws = rng.multinomial(len(labels), np.full(len(labels), 1 / len(labels)), size=resamples)  # weight of each image
-    values, samples = {}, {}
-    for model, predicted in predictions.items():
-        cells = labels * classes + predicted
-        values[model] = scores(confusion_matrix(labels, predicted, labels=range(classes)))
-        counts = [np.bincount(cells, weights=draw, minlength=classes**2) for draw in draws]
-        samples[model] = scores(np.reshape(counts, (resamples, classes, classes)))
-    last = list(predictions)[-1]
-    rows = []
-    for model in predictions:
-        low, high = np.percentile(samples[model], [2.5, 97.5], axis=0)
-        gain_low, gain_high = np.percentile(samples[last] - samples[model], [2.5, 97.5], axis=0)
-        for number, metric in enumerate(METRICS):
-            row = {"model": model, "metric": metric, "value": values[model][number]}
-            row |= {"low": low[number], "high": high[number], "gain": values[last][number] - values[model][number]}
-            rows.append(row | {"gain_low": gain_low[number], "gain_high": gain_high[number]})
-    return pd.DataFrame(rows)
-
-
-def per_class(labels: np.ndarray, predicted: np.ndarray, classes: list[str]) -> pd.DataFrame:
-    """Precision, recall, F1 and number of images of each class."""
-    values = precision_recall_fscore_support(labels, predicted, labels=range(len(classes)), zero_division=0)
-    return pd.DataFrame(dict(zip(("precision", "recall", "F1", "images"), values, strict=True)) | {"class": classes})[
-        ["class", "precision", "recall", "F1", "images"]
-    ]
-
-
-def confusion(labels: np.ndarray, predicted: np.ndarray, classes: list[str]) -> pd.DataFrame:
-    """Numbers of images by true class (rows) and predicted class (columns)."""
-    return pd.DataFrame(confusion_matrix(labels, predicted, labels=range(len(classes))), index=classes, columns=classes)
-
-
-def predict_majority(labels: np.ndarray, count: int) -> np.ndarray:
-    """The most frequent of the training `labels`, `count` times."""
-    return (
-        DummyClassifier(strategy="most_frequent").fit(np.zeros((len(labels), 1)), labels).predict(np.zeros((count, 1)))
+    config, data = run.config, preprocess(run)
+    test, classes = data.dataset.test(), data.dataset.classes
+    stage = open_stage(run, "9_evaluation", test=data.dataset.fingerprint("test"))
+    split = "validation" if (test["label"] == HIDDEN).all() else "test"
+    if not stage.done:
+        left_out = read_pixels(run, data.dataset, test["file"], stage.path("test.npy"))
+        rows = np.flatnonzero(~test["file"].isin(left_out["file"]))
+        part = stage.array("test"), rows, test["label"].to_numpy()[rows]
+        final = Classifier(finetune_best(run).model.backbone, train_head(run).model)
+        logits = predict(final, image_loader(run, part, final.backbone), run.device)[0]
+        _store_predictions(stage, test.iloc[rows], logits, classes)
+        validation = data.images[data.images["split"] == "validation"]
+        shown, images = (part, test.iloc[rows]) if split == "test" else (data.part("validation"), validation)
+        predictions, confidence = _predict_all(run, stage, data, shown, final)
+        options = {"classes": len(classes), "resamples": config.bootstrap, "seed": config.seed}
+        stage.save_table("metrics", metrics.measure(shown[2], predictions, **options))
+        features = extract_features(run)
+        validated = predict(final.head, feature_loaders(run, features)[1], run.device)[0].argmax(1).numpy()
+        stage.save_table("validation", metrics.measure(features.validation_labels, {"final": validated}, **options))
+        columns = images[["file", "label"]].assign(row=shown[1], **predictions, confidence=confidence)
+        stage.save_table("scored", columns)
+        description = describe(config.backbone, search_head(run).head, classes, config.image_size, part[0].shape[1])
+        Model(final.cpu(), description).save(stage.path("model.safetensors"))
+        stage.finish()
+    scored = stage.table("scored")
+    pixels = stage.array("test") if split == "test" else data.pixels
+    labels, predicted = scored["label"].to_numpy(), scored["final"].to_numpy()
+    return Evaluation(
+        split,
+        stage.table("metrics"),
+        metrics.per_class(labels, predicted, classes),
+        metrics.confusion(labels, predicted, classes),
+        scored,
+        pixels,
+        stage.table("validation"),
+        stage.path("model.safetensors"),
     )
 
 
-def predict_logistic(features: np.ndarray, labels: np.ndarray, test_features: np.ndarray) -> np.ndarray:
-    """Predictions of a logistic regression on standardised features."""
-    return (
-        make_pipeline(StandardScaler(), LogisticRegression(max_iter=500)).fit(features, labels).predict(test_features)
-    )
+def _predict_all(
+    run: Run, stage: Stage, data: Preprocessed, part: tuple, final: Classifier
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """The classes that the final model and what it is compared with predict for `part`; how sure it is."""
+    networks = {"finetuned, first point": finetune(run).model, "finetuned, best trial": finetune_best(run).model}
+    predictions = {
+        "majority class": metrics.predict_majority(data.part("train")[2], len(part[1])),
+        "logistic regression, not finetuned": _predict_untuned(run, stage, data, part),
+    }
+    for name, network in (networks | {"final": final}).items():
+        logits, _ = predict(network, image_loader(run, part, network.backbone), run.device)
+        predictions[name] = logits.argmax(1).numpy()
+    return predictions, logits.softmax(1).max(1).values.numpy()
 
 
-def gap(metrics: pd.DataFrame, validation: pd.DataFrame) -> pd.DataFrame:
-    """The last model's metrics on validation and on test, and their difference: what looking has cost."""
-    test = metrics[metrics["model"] == metrics["model"].iloc[-1]].set_index("metric")["value"]
-    table = pd.DataFrame({"validation": validation.set_index("metric")["value"], "test": test})
-    return table.loc[list(METRICS)].assign(**{"validation minus test": table["validation"] - table["test"]})
+def _predict_untuned(run: Run, stage: Stage, data: Preprocessed, shown: tuple) -> np.ndarray:
+    """Predictions of a logistic regression on the features of the backbone as it comes."""
+    backbone = untrained(run, data).backbone
+    for name, part in {"train": data.part("train"), "shown": shown}.items():
+        path = stage.path(f"untuned_{name}.npy")
+        if not path.exists():
+            batches = image_loader(run, part, backbone)
+            store_features(backbone, batches, path, run.device, f"features not finetuned, {name}")
+    labels = data.part("train")[2]
+    return metrics.predict_logistic(stage.array("untuned_train"), labels, stage.array("untuned_shown"))
 
 
-def beside_report(metrics: pd.DataFrame, dataset: str) -> pd.DataFrame:
-    """The table "report | ours | low | high" of the last model in `metrics`; NaN where the report has no number."""
-    ours = metrics[metrics["model"] == metrics["model"].iloc[-1]].set_index("metric")
-    table = ours[["value", "low", "high"]].rename(columns={"value": "ours"})
-    table.insert(0, "report", pd.Series(REPORT.get(dataset, {}), dtype=float).reindex(table.index))
-    return table
+def _store_predictions(stage: Stage, test: pd.DataFrame, logits: torch.Tensor, classes: list[str]) -> None:
+    """predictions.csv (file, prediction, class, confidence), and predictions.npy: the numbers, in the order of the test
+    table."""
+    confidence, prediction = logits.softmax(1).max(1)
+    names = [classes[number] for number in prediction]
+    table = pd.DataFrame({"file": test["file"].to_numpy(), "prediction": prediction.numpy(), "class": names})
+    stage.save_table("predictions", table.assign(confidence=confidence.numpy()))
+    with new_array(stage.path("predictions.npy"), (len(table),), np.int64) as store:
+        store[:] = prediction.numpy()

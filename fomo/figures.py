@@ -30,7 +30,7 @@ def class_balance(images: pd.DataFrame, classes: list[str], *, ax: plt.Axes | No
 
 def image_grid(pixels: np.ndarray, titles: list[str], *, columns: int = 8, title: str = "") -> np.ndarray:
     """Images (n, channels, side, side), uint8 or 0 to 1, in rows of `columns`, each under its title."""
-    rows = -(-len(pixels) // columns)
+    rows = max(1, -(-len(pixels) // columns))
     figure, axes = plt.subplots(
         rows, columns, figsize=(1.25 * columns, 1.55 * rows), squeeze=False, layout="constrained"
     )
@@ -171,8 +171,10 @@ def confusion(table: pd.DataFrame, *, ax: plt.Axes | None = None) -> plt.Axes:
     return ax
 
 
-def comparison(metrics: pd.DataFrame, metric: str = "macro F1", *, ax: plt.Axes | None = None) -> plt.Axes:
-    """What each step brought: the metric of each model on the test split with its 95% interval."""
+def comparison(
+    metrics: pd.DataFrame, metric: str = "macro F1", *, split: str = "test", ax: plt.Axes | None = None
+) -> plt.Axes:
+    """What each step brought: the metric of each model on `split` with its 95% interval."""
     rows = metrics[metrics["metric"] == metric]
     ax = _axes(ax, 7.5, 0.5 * len(rows) + 1.2)
     places = np.arange(len(rows))[::-1]
@@ -185,7 +187,7 @@ def comparison(metrics: pd.DataFrame, metric: str = "macro F1", *, ax: plt.Axes 
         text, at = (f"{value:.3f}", value) if value > left else (f"◂ {value:.3f}", left + margin / 2)
         ax.annotate(text, (at, place), textcoords="offset points", xytext=(0, 7), ha="center", fontsize=9)
     ax.set_yticks(places, rows["model"])
-    ax.set(xlabel=f"{metric} on the test split, 95% interval", xlim=(left, right), ylim=(-0.5, len(rows) - 0.3))
+    ax.set(xlabel=f"{metric} on {split}, 95% interval", xlim=(left, right), ylim=(-0.5, len(rows) - 0.3))
     ax.set_title("What each step brought")
     return ax
 

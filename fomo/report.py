@@ -9,21 +9,24 @@ import nbformat
 import papermill
 from nbconvert import HTMLExporter
 
-from fomo import pipeline
 from fomo.artifacts import Run, write_bytes
 from fomo.config import ROOT, UserError
+from fomo.evaluation import evaluate
+from fomo.finetuning import finetune, finetune_best, optimize_finetuning
+from fomo.head_search import extract_features, search_head, train_head, tune_head
+from fomo.preprocessing import preprocess
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("0*.ipynb"))
 STAGES = (
-    pipeline.preprocess,
-    pipeline.finetune,
-    pipeline.optimize_finetuning,
-    pipeline.finetune_best,
-    pipeline.extract_features,
-    pipeline.search_head,
-    pipeline.tune_head,
-    pipeline.train_head,
-    pipeline.evaluate,
+    preprocess,
+    finetune,
+    optimize_finetuning,
+    finetune_best,
+    extract_features,
+    search_head,
+    tune_head,
+    train_head,
+    evaluate,
 )
 
 
@@ -36,6 +39,8 @@ def report(run: Run, parameters: dict) -> str:
         begun = time.perf_counter()
         result = stage(run)
         print(f"[{number}/{len(STAGES)}] {stage.__name__:20} {time.perf_counter() - begun:6.1f} s", flush=True)
+    for note in preprocess(run).notes:
+        print(f"note: {note}")
     os.environ |= {"TQDM_DISABLE": "1", "FOMO_FRESH": "0"}  # for the kernels: everything is stored by now
     folder = run.folder / "notebooks"
     with ThreadPoolExecutor(2) as pool:  # they start in order, two at a time: most of their time is a core's
@@ -49,7 +54,7 @@ def report(run: Run, parameters: dict) -> str:
         for name, row in metrics.loc[["macro F1", "macro precision", "accuracy"]].iterrows()
     )
     return (
-        f"{run.config.dataset}: {measured} on {len(result.predictions)} test images (95% intervals), in "
+        f"{run.config.dataset}: {measured} on {len(result.predictions)} {result.split} images (95% intervals), in "
         f"{(time.perf_counter() - start) / 60:.1f} minutes | figures: {shorten(run.figures)} | model: "
         f"{shorten(result.model_path)} | pages: {shorten(run.folder / 'notebooks')}"
     )

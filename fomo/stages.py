@@ -1,25 +1,24 @@
-"""What each stage of the pipeline is bound to, what it gives back, and how a trained network is stored."""
+"""What the stages share: what each is bound to, how a trained network is stored, how a study is begun and told."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
-import numpy as np
 import pandas as pd
+import torch
 from torch import nn
 
-from fomo import darts
 from fomo.artifacts import Run, Stage, load_state, save_state
 from fomo.backbones import weights_fingerprint
-from fomo.data import Dataset, load_dataset
-from fomo.heads import Head
+from fomo.datasets import load_dataset
+from fomo.tuning import Study
 
 # The folder of each stage: the stage that it follows, and the settings that it adds to those of all stages before it.
 STAGES = {
-    "1_preprocessing": (None, ("image_size", "validation_share", "seed")),
-    "2_finetuning": ("1_preprocessing", ("backbone", "weights", "rotation", "batch_size", "epochs")),
+    "1_preprocessing": (None, ("image_size", "validation_share", "seed", "on_bad", "on_leak")),
+    "2_finetuning": ("1_preprocessing", ("backbone", "weights", "rotation", "batch_size", "balance", "epochs")),
     "3_bayesian_optimization": (
         "1_preprocessing",
-        ("backbone", "weights", "rotation", "batch_size", "trials", "trial_epochs", "initial_trials"),
+        ("backbone", "weights", "rotation", "batch_size", "balance", "trials", "trial_epochs", "initial_trials"),
     ),
     "4_best_finetuning": ("3_bayesian_optimization", ("epochs",)),
     "5_features": ("4_best_finetuning", ()),
@@ -28,21 +27,6 @@ STAGES = {
     "8_head": ("7_head_tuning", ()),
     "9_evaluation": ("8_head", ("bootstrap",)),
 }
-
-
-@dataclass(frozen=True)
-class Preprocessed:
-    """Train and validation images: `images` (file, label, split) and `pixels`, uint8 (images, channels, side, side)."""
-
-    dataset: Dataset
-    images: pd.DataFrame
-    pixels: np.ndarray
-
-    def part(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """(pixels, labels) of "train" or "validation"."""
-        rows = np.flatnonzero(self.images["split"] == name)  # stored one part after the other, so a slice will do
-        rows = slice(rows[0], rows[-1] + 1)
-        return self.pixels[rows], self.images["label"].to_numpy()[rows]
 
 
 @dataclass(frozen=True)
@@ -57,46 +41,6 @@ class Trained:
     def kept(self) -> pd.Series:
         """The row of `history` whose weights were kept."""
         return self.history.loc[self.history["validation_loss"].idxmin()]
-
-
-@dataclass(frozen=True)
-class Features:
-    """The feature data set: float32 (images, features) and labels, of train and of validation."""
-
-    train: np.ndarray
-    train_labels: np.ndarray
-    validation: np.ndarray
-    validation_labels: np.ndarray
-    classes: list[str]
-
-
-@dataclass(frozen=True)
-class HeadSearch:
-    """What DARTS found: `history` (supernet and alphas after each epoch), `ranking` of all operations, and `head`, the
-    one with the largest alpha."""
-
-    history: pd.DataFrame
-    ranking: pd.DataFrame
-    head: Head
-
-    def judgement(self) -> pd.Series:
-        """What the search was worth, by `darts.judge`."""
-        return darts.judge(self.ranking, self.history["validation_accuracy"].iloc[-1])
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Results on the test split: `metrics` of the final model and its baselines with intervals, `per_class`,
-    `confusion` (rows: true class), `predictions` (a row an image) and the images' `pixels`, `validation` (the final
-    model's metrics there), and `model_path`, where the final model lies."""
-
-    metrics: pd.DataFrame
-    per_class: pd.DataFrame
-    confusion: pd.DataFrame
-    predictions: pd.DataFrame
-    pixels: np.ndarray
-    validation: pd.DataFrame
-    model_path: Path
 
 
 def open_stage(run: Run, name: str, **inputs: str) -> Stage:
@@ -124,3 +68,22 @@ def load_trained(run: Run, stage: Stage, model: nn.Module, configuration: dict) 
     """What `store_trained` stored, its weights put into `model`."""
     model.load_state_dict(load_state(stage.path("weights.pt"), run.device))
     return Trained(model.eval(), stage.table("history"), configuration)
+
+
+def seeded(seed: int, build: Callable[[], nn.Module]) -> nn.Module:
+    """What `build` makes, with initial weights drawn from `seed`."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return build()
+
+
+def new_study(run: Run, stage: Stage, space: dict, first: dict) -> Study:
+    config = run.config
+    return Study(space, stage.path("trials.csv"), seed=config.seed, first=first, initial=config.initial_trials)
+
+
+def outcome(history: pd.DataFrame) -> dict:
+    """A trial's row in the table: its losses and accuracy at the epoch of lowest validation loss."""
+    best = history.loc[history["validation_loss"].idxmin()]
+    names = ("train_loss", "validation_loss", "validation_accuracy")
+    return {"objective": float(best["validation_loss"])} | {name: float(best[name]) for name in names}

@@ -13,7 +13,7 @@ from bayes_opt import BayesianOptimization
 from bayes_opt.acquisition import ExpectedImprovement
 from scipy.stats import qmc
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from fomo.artifacts import read_table, write_table
 from fomo.config import UserError

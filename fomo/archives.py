@@ -1,0 +1,141 @@
+"""Archives of data sets: fetched with resume, checked against their md5, unpacked without trusting what is in them."""
+
+import gzip
+import hashlib
+import os
+import shutil
+import sys
+import tarfile
+import time
+import zlib
+from http.client import HTTPException
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+from tqdm import tqdm
+
+from fomo.config import UserError
+
+ADDRESS = "https://ml.informatik.uni-freiburg.de/research-artifacts/automl-exam-24-vision"
+MD5 = {  # of the archives at ADDRESS
+    "emotions": "e8302a10bc38a7bfb2e60c67b6bab1e4",
+    "fashion": "ec70b7addb6493d4e3d57939ff76e2d5",
+    "flowers": "31ff68dec06e95997aa4d77cd1eb5744",
+    "skin_cancer": "cf807a5c6c29ea1d97e660abb3be88ad",
+}
+ATTEMPTS = 5  # at a download that breaks off; each goes on where the last one stopped
+MAX_FILES = 1_000_000
+
+
+def obtain(name: str, folder: Path) -> Path:
+    """The checked archive `name`.tgz: in `folder`, in the folder FOMO_MIRROR, or downloaded from there or from ADDRESS.
+
+    Raises `UserError` if it is not to be had, or if its md5 is another than the one expected.
+    """
+    local = folder / f"{name}.tgz"
+    if local.exists():
+        return local
+    base = (os.environ.get("FOMO_MIRROR") or ADDRESS).rstrip("/")
+    if "://" in base:
+        archive = folder / f".{name}.tgz.part"
+        download(f"{base}/{name}.tgz", archive)
+        expected = MD5.get(name) if base == ADDRESS else _listed(name, _read_address(f"{base}/MD5SUMS"))
+    else:
+        archive = Path(base).expanduser() / f"{name}.tgz"
+        if not archive.is_file():
+            raise UserError(f"data set '{name}' is not in {folder}, and FOMO_MIRROR={base} has no {name}.tgz")
+        sums = archive.with_name("MD5SUMS")
+        expected = _listed(name, sums.read_text() if sums.exists() else "")
+    found = _md5(archive)
+    if expected is None:
+        print(f"warning: nobody says what md5 {archive.name} should have; it has {found}", file=sys.stderr)
+    elif found != expected:
+        if archive.parent == folder:
+            archive.unlink()  # or the next attempt would go on with it
+        raise UserError(f"{archive} has md5 {found}, but {expected} is expected; it is damaged or another file")
+    if archive.name.endswith(".part"):
+        os.replace(archive, local)
+        return local
+    return archive
+
+
+def download(url: str, path: Path) -> None:
+    """Fetches `url` to `path`, going on behind what `path` already holds (HTTP range). `UserError` if it fails."""
+    for attempt in range(1, ATTEMPTS + 1):
+        have = path.stat().st_size if path.exists() else 0
+        try:
+            with urlopen(Request(url, headers={"Range": f"bytes={have}-"} if have else {}), timeout=30) as answer:
+                have = have if answer.status == 206 else 0  # 200: the server sends all of it
+                total = have + int(answer.headers.get("Content-Length") or 0)
+                with (
+                    path.open("ab" if have else "wb") as file,
+                    tqdm(total=total, initial=have, desc=path.name.strip("."), unit="B", unit_scale=True) as bar,
+                ):
+                    while block := answer.read(1 << 20):
+                        file.write(block)
+                        bar.update(len(block))
+                if not answer.headers.get("Content-Length") or path.stat().st_size >= total:
+                    return
+        except HTTPError as error:
+            if error.code == 416:  # nothing behind what is there: it is whole, or another file; the md5 tells
+                return
+            raise UserError(f"{url} cannot be fetched: HTTP {error.code} {error.reason}; {_remedy(path)}") from error
+        except (OSError, HTTPException) as error:
+            if attempt == ATTEMPTS:
+                raise UserError(f"{url} cannot be fetched ({error}); {_remedy(path)}") from error
+        time.sleep(0.2 * attempt)
+    raise UserError(f"{url} broke off {ATTEMPTS} times; call again to go on")
+
+
+def _remedy(path: Path) -> str:
+    return f"put the archive into {path.parent}, or name a folder or an address that has it by FOMO_MIRROR"
+
+
+def _read_address(url: str) -> str:
+    try:
+        with urlopen(url, timeout=30) as answer:
+            return answer.read(1 << 20).decode()
+    except OSError:
+        return ""
+
+
+def _listed(name: str, sums: str) -> str | None:
+    """The md5 of `name`.tgz in the text of a file MD5SUMS (lines of md5 and file name)."""
+    entries = [line.split() for line in sums.splitlines()]
+    return next((entry[0] for entry in entries if len(entry) == 2 and entry[1].lstrip("*") == f"{name}.tgz"), None)
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpacks `archive` to `folder`, whole or not at all.
+
+    Raises `UserError` for a damaged archive, and for one that holds a path outside of it, a link, a device, or far more
+    than images compress to; then nothing is left behind.
+    """
+    limit = 10**9 + 20 * archive.stat().st_size  # bytes; images hardly compress, so 20 times is ample
+    temporary = folder.with_name(f".{folder.name}.unpacking")
+    shutil.rmtree(temporary, ignore_errors=True)  # what a killed run has left
+    temporary.mkdir(parents=True)
+    size = 0
+    try:
+        with tarfile.open(archive) as tar, tqdm(desc=f"unpacking {archive.name}", unit="file", leave=False) as bar:
+            for number, member in enumerate(tar, start=1):
+                size += member.size
+                if not (member.isfile() or member.isdir()):
+                    raise UserError(f"{archive} holds '{member.name}', which is neither a file nor a folder; refused")
+                if member.name.startswith("/") or ".." in Path(member.name).parts:
+                    raise UserError(f"{archive} holds '{member.name}', which lies outside of it; refused")
+                if size > limit or number > MAX_FILES:
+                    raise UserError(f"{archive} unpacks to over {limit} bytes or {MAX_FILES} files; refused")
+                tar.extract(member, temporary, filter="data")
+                bar.update()
+        os.replace(temporary, folder)
+    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise UserError(f"{archive} cannot be unpacked ({error}); fetch it anew") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,293 @@
+"""The data sets: found by name or by path, in any of the layouts that people have, and their tables checked.
+
+data/README.md describes the layouts. Whatever the layout, a `Dataset` is two tables (file, label) and class names.
+"""
+
+import gzip
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from fomo.archives import obtain, unpack
+from fomo.config import DATASETS, ROOT, UserError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+TEST_SHARE = 0.2  # of a data set without a test split; cut with seed 0 whatever the run's, so that runs compare
+FASHION_FILES = (  # where Debian's package and torchvision put the original files
+    Path("/usr/share/datasets/fashion-mnist"),
+    ROOT / "data" / "FashionMNIST" / "raw",
+)
+FASHION_CLASSES = [
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+]
+HIDDEN = -1  # the label of a test image whose label is not given
+
+
+class Folder:
+    """Images that are files, named by their path relative to a folder."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def open(self, file: str) -> Image.Image:
+        return Image.open(self.path / file)
+
+    def content(self, file: str) -> bytes:
+        return (self.path / file).read_bytes()
+
+    def stamp(self, file: str) -> str:
+        """What changes when the file does: its size and its time; nothing if it is missing."""
+        try:
+            stat = (self.path / file).stat()
+        except OSError:
+            return ""
+        return f"{stat.st_size} {stat.st_mtime_ns}"
+
+
+class IdxFiles:
+    """Images in MNIST's gzipped IDX files, named train/0, train/1, ..., test/0, ..."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def table(self, split: str) -> pd.DataFrame:
+        labels = _idx(self.path / f"{self._prefix(split)}-labels-idx1-ubyte.gz", 8)
+        return pd.DataFrame({"file": [f"{split}/{n}" for n in range(len(labels))], "label": labels.astype(np.int64)})
+
+    def open(self, file: str) -> Image.Image:
+        return Image.fromarray(self._pixels(file))
+
+    def content(self, file: str) -> bytes:
+        return self._pixels(file).tobytes()
+
+    def stamp(self, file: str) -> str:
+        return "28 x 28"
+
+    def _pixels(self, file: str) -> np.ndarray:
+        split, number = file.split("/")
+        images = _idx(self.path / f"{self._prefix(split)}-images-idx3-ubyte.gz", 16)
+        return images.reshape(-1, 28, 28)[int(number)]
+
+    @staticmethod
+    def _prefix(split: str) -> str:
+        return "t10k" if split == "test" else "train"
+
+
+@lru_cache(maxsize=4)
+def _idx(path: Path, header: int) -> np.ndarray:
+    return np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8, offset=header)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set: its class names, its train table (file, label, and group where images belong together), and `notes`,
+    what there is to say about how it was read."""
+
+    name: str
+    source: Folder | IdxFiles
+    classes: list[str]
+    train: pd.DataFrame
+    read_test: Callable[[], pd.DataFrame]
+    notes: tuple[str, ...] = ()
+
+    def test(self) -> pd.DataFrame:
+        """The test table (file, label, maybe group); labels are -1 where they are hidden. Read in the evaluation, and
+        where leaks are looked for."""
+        return self.read_test()
+
+    def fingerprint(self, split: str = "train") -> str:
+        """A hash of a split's files (name, size, time), labels and class names: another one means other data."""
+        table = self.train if split == "train" else self.test()
+        text = table.assign(stamp=table["file"].map(self.source.stamp)).sort_values("file").to_csv(index=False)
+        return hashlib.sha256("\n".join([text, *self.classes]).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+def load_dataset(name: str) -> Dataset:
+    """The data set called `name`, or the one at the path `name`: a folder, or a table (csv) of paths and labels.
+
+    Raises `UserError` where it is missing, or where a table holds what cannot be.
+    """
+    if name == "fashion" and not (ROOT / "data" / "fashion").exists():
+        for folder in FASHION_FILES:
+            if (folder / "train-images-idx3-ubyte.gz").exists():
+                source = IdxFiles(folder)
+                return Dataset(name, source, FASHION_CLASSES, source.table("train"), partial(source.table, "test"))
+    if name in DATASETS:
+        path = ROOT / "data" / name
+        if not path.exists():
+            unpack(obtain(name, path.parent), path)
+    else:
+        path = Path(name).expanduser().resolve()
+    if path.is_file():
+        return _checked(_from_table(path))
+    if (path / "train.csv").exists():
+        return _checked(_from_archive_layout(name, path))
+    return _checked(_from_class_folders(path))
+
+
+def _checked(dataset: Dataset) -> Dataset:
+    check_classes(dataset.name, dataset.classes, dataset.train["label"])
+    return dataset
+
+
+def check_classes(name: str, classes: list[str], labels: pd.Series) -> None:
+    """Raises `UserError` unless every class has images to train on and to validate on."""
+    if len(classes) < 2:
+        raise UserError(f"{name} has the one class '{classes[0]}'; a classifier needs at least 2")
+    for label, count in enumerate(np.bincount(labels, minlength=len(classes))):
+        if count < 2:
+            raise UserError(
+                f"class {label} ('{classes[label]}') has {count} train images in {name}; every class needs at least 2, "
+                "one to train on and one to validate on: add images or take the class out"
+            )
+
+
+def _from_archive_layout(name: str, folder: Path) -> Dataset:
+    """train.csv, test.csv (image_file_name, label), images_train/, images_test/, maybe classes.txt."""
+    listed = folder / "classes.txt"
+    lines = listed.read_text(encoding="utf-8").split("\n") if listed.exists() else []
+    classes = [line.strip() for line in lines if line.strip()]
+    train = _read_split(folder, "train", classes)
+    classes = classes or [str(label) for label in range(train["label"].max() + 1)]
+    return Dataset(name, Folder(folder), classes, train, lambda: _read_split(folder, "test", classes))
+
+
+def _read_split(folder: Path, split: str, classes: list[str]) -> pd.DataFrame:
+    path = folder / f"{split}.csv"
+    table = _read_csv(path, {"image_file_name", "label"})
+    hidden = split == "test" and (table["label"] == "").all()
+    labels = pd.Series(str(HIDDEN), index=table.index) if hidden else table["label"]
+    wrong = labels[~labels.str.fullmatch(r"\d{1,6}")] if not hidden else labels[:0]
+    if len(wrong):
+        raise UserError(
+            f"{path} has {some([repr(label) for label in wrong])} as a label (line {wrong.index[0] + 2} first); "
+            "labels are integers from 0, and classes.txt may name them"
+        )
+    labels = labels.astype(np.int64)
+    if classes and labels.max() >= len(classes):
+        raise UserError(f"{path} has label {labels.max()}, but the classes are {len(classes)}: 0 to {len(classes) - 1}")
+    result = pd.DataFrame({"file": f"images_{split}/" + table["image_file_name"], "label": labels})
+    return result.assign(group=table["group"]) if "group" in table else result
+
+
+def _read_csv(path: Path, columns: set[str]) -> pd.DataFrame:
+    """The table at `path` as text. Raises `UserError` if it is missing or empty, or lacks one of `columns`."""
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except FileNotFoundError as error:
+        raise UserError(f"{path.parent} has no {path.name}; data/README.md describes the layouts") from error
+    except (ValueError, pd.errors.ParserError) as error:
+        raise UserError(f"{path} cannot be read as a table ({error})") from error
+    missing = columns - set(table.columns)
+    if missing:
+        raise UserError(f"{path} lacks the column {', '.join(sorted(missing))}; it has {', '.join(table.columns)}")
+    if table.empty:
+        raise UserError(f"{path} names no image")
+    return table
+
+
+def _from_table(path: Path) -> Dataset:
+    """A csv with the columns path (relative to it) and label (any text), maybe split (train, test) and group."""
+    table = _read_csv(path, {"path", "label"}).rename(columns={"path": "file"})
+    empty = table["label"] == ""
+    if empty.any():
+        raise UserError(f"{path} has no label in line {table.index[empty][0] + 2}; give it one, or take the line out")
+    return _with_splits(str(path), path.parent, table, [])
+
+
+def _from_class_folders(folder: Path) -> Dataset:
+    """folder/class/*, or folder/train/class/* and folder/test/class/*."""
+    splits = {entry.name.lower(): entry for entry in _folders(folder)}
+    parts = {name: splits[name] for name in ("train", "test") if name in splits} or {"": folder}
+    if set(parts) == {"test"}:
+        raise UserError(f"{folder} has test/ but no train/; data/README.md describes the layouts")
+    rows, other = [], []
+    for split, part in parts.items():
+        for label in _folders(part):
+            for file in sorted(label.iterdir()):
+                if file.name.startswith("."):
+                    continue
+                name = file.relative_to(folder).as_posix()
+                if file.suffix.lower() in SUFFIXES:
+                    rows.append({"file": name, "label": label.name, "split": split})
+                else:
+                    other.append(name)
+    if not rows:
+        raise UserError(
+            f"{folder} has neither train.csv nor sub-folders with images ({', '.join(SUFFIXES)}), one for each class; "
+            "data/README.md describes the layouts"
+        )
+    table = pd.DataFrame(rows)
+    if "" in parts:
+        table = table.drop(columns="split")
+    notes = [f"{len(other)} files are no images by their names, left alone: {some(other)}"] if other else []
+    return _with_splits(str(folder), folder, table, notes)
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _with_splits(name: str, folder: Path, table: pd.DataFrame, notes: list[str]) -> Dataset:
+    """A `Dataset` from a table of file, label (text), maybe split and group; a test split is cut if there is none."""
+    if "split" not in table:
+        parts = divide(table, TEST_SHARE, seed=0)
+        table = table.assign(split=parts.map({True: "test", False: "train"}))
+        notes = [*notes, f"there is no test split; one image in {1 / TEST_SHARE:.0f} was cut off as one, stratified"]
+    unknown = set(table["split"]) - {"train", "test"}
+    if unknown:
+        raise UserError(f"{name} has the split {some(sorted(map(repr, unknown)))}; splits are train and test")
+    parts = {split: rows.drop(columns="split") for split, rows in table.groupby("split")}
+    if len(parts) < 2:
+        raise UserError(f"{name} has a split {next(iter(parts))} but not the other; give both, or none")
+    classes = sorted(set(parts["train"]["label"]))
+    foreign = sorted(set(parts["test"]["label"]) - set(classes))
+    if foreign:
+        raise UserError(f"{name} has test images of {some(foreign)}, but no train images of it")
+    numbers = {label: number for number, label in enumerate(classes)}
+    columns = [column for column in ("file", "label", "group") if column in table]
+    train, test = (
+        part.assign(label=part["label"].map(numbers).astype(np.int64))[columns].reset_index(drop=True)
+        for part in (parts["train"], parts["test"])
+    )
+    return Dataset(name, Folder(folder), classes, train, lambda: test, tuple(notes))
+
+
+def divide(table: pd.DataFrame, share: float, seed: int) -> pd.Series:
+    """Which rows of `table` (file, label, maybe group) belong to the smaller part, about `share` of each class.
+
+    The same for the same seed on every machine and for every order of the rows. Each class that has two images (or two
+    groups) has at least one on either side, which scikit-learn's stratified split does not grant to rare classes. Rows
+    of one group stay together.
+    """
+    ordered = table.sort_values("file")
+    groups = ordered["group"] if "group" in ordered else ordered["file"]
+    rng = np.random.default_rng(seed)
+    chosen: set = set()
+    kept: set = set()
+    for _, rows in ordered.groupby("label", sort=True):
+        sizes = groups[rows.index].value_counts(sort=False)
+        target = max(1, round(share * len(rows)))
+        members = list(sizes.index[rng.permutation(len(sizes))])
+        count = sum(sizes[group] for group in members if group in chosen)  # by way of another class's images
+        for position, group in enumerate(members):
+            last = position == len(members) - 1 and not kept.intersection(members)
+            if group in chosen or group in kept:
+                continue
+            if count < target and not last:
+                chosen.add(group)
+                count += sizes[group]
+            else:
+                kept.add(group)
+    return groups.isin(chosen).reindex(table.index)
+
+
+def some(items: list[str]) -> str:
+    """The first three of `items`, and how many more there are."""
+    return ", ".join(items[:3]) + (f" and {len(items) - 3} more" if len(items) > 3 else "")

@@ -1,0 +1,89 @@
+"""Stage 1: the images of the train split are read, resized, cropped, and divided into train and validation."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.utils.data import DataLoader
+
+from fomo.artifacts import Run, write_table
+from fomo.backbones import Backbone
+from fomo.config import UserError
+from fomo.data import ImageBatches, loader
+from fomo.datasets import Dataset, check_classes, divide, load_dataset, some
+from fomo.images import store_pixels
+from fomo.inspection import digests, leaks
+from fomo.stages import open_stage
+
+
+@dataclass(frozen=True)
+class Preprocessed:
+    """Train and validation images: `images` (file, label, split, row in `pixels`), `pixels`, uint8 (images, channels,
+    side, side), `left_out` (file, reason), and `notes`, what there is to say about them."""
+
+    dataset: Dataset
+    images: pd.DataFrame
+    pixels: np.ndarray
+    left_out: pd.DataFrame
+    notes: list[str]
+
+    def part(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(pixels, the rows of them, labels) of "train" or "validation"."""
+        part = self.images[self.images["split"] == name]
+        return self.pixels, part["row"].to_numpy(), part["label"].to_numpy()
+
+
+def preprocess(run: Run) -> Preprocessed:
+    """The images of the train split, resized and cropped, and divided into train and validation."""
+    dataset, stage, config = load_dataset(run.config.dataset), open_stage(run, "1_preprocessing"), run.config
+    if not stage.done:
+        images = dataset.train.sort_values("file", ignore_index=True)
+        left_out = read_pixels(run, dataset, images["file"], stage.path("pixels.npy"))
+        leaked = leaks(digests(dataset))
+        notes = list(dataset.notes)
+        if len(left_out):
+            notes.append(f"{len(left_out)} train images cannot be read, left out: {some(list(left_out['file']))}")
+        if len(leaked):
+            action = "left out of training" if config.on_leak == "drop" else "kept (on_leak='drop' leaves them out)"
+            notes.append(f"{len(leaked)} train images show what a test image shows; they are {action}")
+        if config.on_leak == "drop":
+            left_out = pd.concat([left_out, leaked[~leaked["file"].isin(left_out["file"])]])
+        images = images.assign(row=range(len(images)))[~images["file"].isin(left_out["file"])]
+        check_classes(dataset.name, dataset.classes, images["label"])
+        parts = divide(images, config.validation_share, config.seed)
+        images = images.assign(split=parts.map({True: "validation", False: "train"}))
+        counts = images["label"].value_counts()
+        rare = [dataset.classes[label] for label in counts.index[counts < 1 / config.validation_share]]
+        if rare:
+            notes.append(f"so few images that one or two of them are the whole validation of: {some(sorted(rare))}")
+        stage.save_table("images", images.sort_values(["split", "file"], ignore_index=True))
+        stage.save_table("left_out", left_out)
+        stage.save_table("notes", pd.DataFrame({"note": notes}, dtype=str))
+        stage.finish()
+    notes = stage.table("notes")["note"].tolist()
+    return Preprocessed(dataset, stage.table("images"), stage.array("pixels"), stage.table("left_out"), notes)
+
+
+def read_pixels(run: Run, dataset: Dataset, files: pd.Series, path: Path) -> pd.DataFrame:
+    """Stores the pixels of `files` (`images.store_pixels`); returns (file, reason) of those that cannot be read.
+
+    Raises `UserError` where there are such and `on_bad` is raise; all of them are then listed in unreadable.csv.
+    """
+    damaged = store_pixels(dataset, files, path, run.config.image_size, f"reading {path.stem} images")
+    if len(damaged) and run.config.on_bad == "raise":
+        listed = run.folder / "unreadable.csv"
+        write_table(listed, damaged)
+        named = some([f"{row.file} ({row.reason})" for row in damaged.itertuples()])
+        raise UserError(
+            f"cannot read {named} of {dataset.name} (all of them: {listed}). Repair them, take them out, or leave them "
+            "out by on_bad='skip' (ON_BAD=skip)"
+        )
+    return damaged
+
+
+def image_loader(run: Run, part: tuple, backbone: Backbone, generator: torch.Generator | None = None) -> DataLoader:
+    """Batches of (pixels, rows, labels); with a `generator`, shuffled, augmented, and balanced if `balance` says so."""
+    batches = ImageBatches(*part, backbone.mean, backbone.std, rotation=run.config.rotation, generator=generator)
+    return loader(batches, run.config.batch_size, generator, balanced=run.config.balance == "sampler")
