@@ -24,7 +24,7 @@ ifneq ($(strip $(UNKNOWN)),)
 $(error unknown variable $(strip $(UNKNOWN)); choose from $(VARIABLES))
 endif
 
-.PHONY: help report test notebooks lab clean
+.PHONY: help report test bench notebooks lab clean
 
 help:  ## this list
 	@echo "fomo: finetune, optimise, search"
@@ -41,6 +41,9 @@ test: $(VENV)/installed  ## style, unit tests, and all notebooks against their s
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
 	$(BIN)/python -m pytest --nbval --nbval-cell-timeout=1200 -p no:cacheprovider notebooks
+
+bench: $(VENV)/installed  ## what loading costs beside training, on this machine
+	@$(BIN)/python -m fomo bench --dataset "$(DATASET)"
 
 notebooks: $(VENV)/installed  ## executes the notebooks in place: the outputs that are committed
 	TQDM_DISABLE=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace \

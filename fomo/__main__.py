@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from fomo.artifacts import Run
+from fomo.bench import loading
 from fomo.config import DATASETS, PRESETS, UserError
 from fomo.inspection import inspect
 from fomo.report import report
@@ -25,12 +26,18 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--balance", default="none", help="classes of unequal size: none, sampler")
     command = commands.add_parser("inspect", help="what is in a data set, and what is wrong with it")
     command.add_argument("dataset", help=f"{', '.join(DATASETS)}, or a folder, or a table (csv)")
+    command = commands.add_parser("bench", help="what loading costs beside training")
+    command.add_argument("--dataset", default="fashion_sample", help=f"{', '.join(DATASETS)}, a folder or a table")
+    command.add_argument("--image-size", type=int, default=128, help="in pixels")
     given = parser.parse_args(arguments)
     try:
         if given.command == "inspect":
             inspection = inspect(given.dataset)
             print(inspection.counts().to_string(), inspection.findings().to_string(index=False), sep="\n\n")
             print(f"\n{inspection.verdict()}")
+        elif given.command == "bench":
+            run = Run(given.dataset, "quick", image_size=given.image_size, name=f"bench-{given.image_size}")
+            print(loading(run).round({"images/s": 0, "share of training": 3}).to_string(index=False))
         else:
             print(_report(given))
     except (UserError, ArithmeticError) as error:

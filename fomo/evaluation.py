@@ -51,7 +51,7 @@ def evaluate(run: Run) -> Evaluation:
         part = stage.array("test"), rows, test["label"].to_numpy()[rows]
         final = Classifier(finetune_best(run).model.backbone, train_head(run).model)
         logits = predict(final, image_loader(run, part, final.backbone), run.device)[0]
-        _store_predictions(stage, test.iloc[rows], logits, classes)
+        _store_predictions(stage, test, rows, logits, classes)
         validation = data.images[data.images["split"] == "validation"]
         shown, images = (part, test.iloc[rows]) if split == "test" else (data.part("validation"), validation)
         predictions, confidence = _predict_all(run, stage, data, shown, final)
@@ -107,12 +107,15 @@ def _predict_untuned(run: Run, stage: Stage, data: Preprocessed, shown: tuple) -
     return metrics.predict_logistic(stage.array("untuned_train"), labels, stage.array("untuned_shown"))
 
 
-def _store_predictions(stage: Stage, test: pd.DataFrame, logits: torch.Tensor, classes: list[str]) -> None:
-    """predictions.csv (file, prediction, class, confidence), and predictions.npy: the numbers, in the order of the test
-    table."""
+def _store_predictions(
+    stage: Stage, test: pd.DataFrame, rows: np.ndarray, logits: torch.Tensor, classes: list[str]
+) -> None:
+    """predictions.csv (file, prediction, class, confidence) of the images in `rows` of the test table, and
+    predictions.npy: a number for each of its lines, -1 where the image cannot be read."""
     confidence, prediction = logits.softmax(1).max(1)
     names = [classes[number] for number in prediction]
-    table = pd.DataFrame({"file": test["file"].to_numpy(), "prediction": prediction.numpy(), "class": names})
+    table = pd.DataFrame({"file": test["file"].to_numpy()[rows], "prediction": prediction.numpy(), "class": names})
     stage.save_table("predictions", table.assign(confidence=confidence.numpy()))
-    with new_array(stage.path("predictions.npy"), (len(table),), np.int64) as store:
-        store[:] = prediction.numpy()
+    with new_array(stage.path("predictions.npy"), (len(test),), np.int64) as store:
+        store[:] = -1
+        store[rows] = prediction.numpy()

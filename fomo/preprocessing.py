@@ -73,6 +73,7 @@ def read_pixels(run: Run, dataset: Dataset, files: pd.Series, path: Path) -> pd.
     """
     damaged = store_pixels(dataset, files, path, run.config.image_size, f"reading {path.stem} images")
     if len(damaged) and run.config.on_bad == "raise":
+        path.unlink()  # nothing is stored of a data set that is refused, so that a repaired one is not
         listed = run.folder / "unreadable.csv"
         write_table(listed, damaged)
         named = some([f"{row.file} ({row.reason})" for row in damaged.itertuples()])
