@@ -24,7 +24,7 @@ ifneq ($(strip $(UNKNOWN)),)
 $(error unknown variable $(strip $(UNKNOWN)); choose from $(VARIABLES))
 endif
 
-.PHONY: help report test bench notebooks lab clean
+.PHONY: help report inspect test bench notebooks lab clean
 
 help:  ## this list
 	@echo "fomo: finetune, optimise, search"
@@ -41,6 +41,9 @@ test: $(VENV)/installed  ## style, unit tests, and all notebooks against their s
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
 	$(BIN)/python -m pytest --nbval --nbval-cell-timeout=1200 -p no:cacheprovider notebooks
+
+inspect: $(VENV)/installed  ## what is in a data set, and what is wrong with it; make inspect DATASET=path/to/folder
+	@$(BIN)/python -m fomo inspect "$(DATASET)"
 
 bench: $(VENV)/installed  ## what loading costs beside training, on this machine
 	@$(BIN)/python -m fomo bench --dataset "$(DATASET)"

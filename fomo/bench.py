@@ -4,10 +4,12 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import islice
 
+import numpy as np
 import pandas as pd
 import torch
 
 from fomo.artifacts import Run
+from fomo.data import ImageBatches
 from fomo.finetuning import FINETUNING_FIRST, untrained
 from fomo.images import to_pixels
 from fomo.preprocessing import image_loader, preprocess
@@ -34,10 +36,17 @@ def loading(run: Run) -> pd.DataFrame:
         for _ in islice(batches, BATCHES):
             pass
 
-    def decode() -> None:
-        for file in files:
-            with data.dataset.source.open(file) as image:
-                to_pixels(image, run.config.image_size, channels)
+    def decode(file: str) -> np.ndarray:
+        with data.dataset.source.open(file) as image:
+            return to_pixels(image, run.config.image_size, channels)
+
+    def from_files() -> None:
+        backbone, size = classifier.backbone, run.config.batch_size
+        options = {"rotation": run.config.rotation, "generator": batches.generator}
+        for start in range(0, len(files), size):
+            pixels = np.stack([decode(file) for file in files[start : start + size]])
+            anew = ImageBatches(pixels, range(len(pixels)), [0] * len(pixels), backbone.mean, backbone.std, **options)
+            anew[list(range(len(pixels)))]
 
     def train() -> None:
         classifier.train()
@@ -46,7 +55,7 @@ def loading(run: Run) -> pd.DataFrame:
             cross_entropy(classifier(batch[0]), batch[1]).backward()
             optimizer.step()
 
-    timed = {"store, augmented": from_store, "decoding anew": decode, "training, bare": train}
+    timed = {"store, augmented": from_store, "files, augmented": from_files, "training, bare": train}
     seconds = pd.DataFrame(_rounds(list(timed.values())), columns=list(timed)).median()
     count = BATCHES * run.config.batch_size
     shares = seconds / seconds["training, bare"]
