@@ -30,6 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--dataset", default="fashion_sample", help=f"{', '.join(DATASETS)}, a folder or a table")
     command.add_argument("--image-size", type=int, default=128, help="in pixels")
     given = parser.parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):  # a file's name may be no text at all
+        stream.reconfigure(errors="backslashreplace")
     try:
         if given.command == "inspect":
             inspection = inspect(given.dataset)

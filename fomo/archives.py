@@ -123,7 +123,10 @@ def unpack(archive: Path, folder: Path) -> None:
     temporary.mkdir(parents=True)
     size = 0
     try:
-        with tarfile.open(archive) as tar, tqdm(desc=f"unpacking {archive.name}", unit="file", leave=False) as bar:
+        with (
+            tarfile.open(archive, "r:gz") as tar,
+            tqdm(desc=f"unpacking {archive.name}", unit="file", leave=False) as bar,
+        ):
             for number, member in enumerate(tar, start=1):
                 size += member.size
                 if not (member.isfile() or member.isdir()):
@@ -134,6 +137,8 @@ def unpack(archive: Path, folder: Path) -> None:
                     raise UserError(f"{archive} unpacks to over {limit} bytes or {MAX_FILES} files; refused")
                 tar.extract(member, temporary, filter="data")
                 bar.update()
+            while size < limit and (rest := tar.fileobj.read(1 << 20)):  # tarfile stops in silence at a damaged header;
+                size += len(rest)  # the checksum at the end of the stream does not
         os.replace(temporary, folder)
     except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise UserError(f"{archive} cannot be unpacked ({error}); fetch it anew") from error

@@ -3,19 +3,18 @@
 data/README.md describes the layouts. Whatever the layout, a `Dataset` is two tables (file, label) and class names.
 """
 
-import gzip
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 
 from fomo.archives import obtain, unpack
 from fomo.config import DATASETS, ROOT, UserError
+from fomo.sources import Folder, IdxFiles
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 TEST_SHARE = 0.2  # of a data set without a test split; cut with seed 0 whatever the run's, so that runs compare
@@ -27,61 +26,6 @@ FASHION_CLASSES = [
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
 ]
 HIDDEN = -1  # the label of a test image whose label is not given
-
-
-class Folder:
-    """Images that are files, named by their path relative to a folder."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def open(self, file: str) -> Image.Image:
-        return Image.open(self.path / file)
-
-    def content(self, file: str) -> bytes:
-        return (self.path / file).read_bytes()
-
-    def stamp(self, file: str) -> str:
-        """What changes when the file does: its size and its time; nothing if it is missing."""
-        try:
-            stat = (self.path / file).stat()
-        except OSError:
-            return ""
-        return f"{stat.st_size} {stat.st_mtime_ns}"
-
-
-class IdxFiles:
-    """Images in MNIST's gzipped IDX files, named train/0, train/1, ..., test/0, ..."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def table(self, split: str) -> pd.DataFrame:
-        labels = _idx(self.path / f"{self._prefix(split)}-labels-idx1-ubyte.gz", 8)
-        return pd.DataFrame({"file": [f"{split}/{n}" for n in range(len(labels))], "label": labels.astype(np.int64)})
-
-    def open(self, file: str) -> Image.Image:
-        return Image.fromarray(self._pixels(file))
-
-    def content(self, file: str) -> bytes:
-        return self._pixels(file).tobytes()
-
-    def stamp(self, file: str) -> str:
-        return "28 x 28"
-
-    def _pixels(self, file: str) -> np.ndarray:
-        split, number = file.split("/")
-        images = _idx(self.path / f"{self._prefix(split)}-images-idx3-ubyte.gz", 16)
-        return images.reshape(-1, 28, 28)[int(number)]
-
-    @staticmethod
-    def _prefix(split: str) -> str:
-        return "t10k" if split == "test" else "train"
-
-
-@lru_cache(maxsize=4)
-def _idx(path: Path, header: int) -> np.ndarray:
-    return np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8, offset=header)
 
 
 @dataclass(frozen=True)
@@ -124,9 +68,11 @@ def load_dataset(name: str) -> Dataset:
             unpack(obtain(name, path.parent), path)
     else:
         path = Path(name).expanduser().resolve()
+    if not path.exists():
+        raise UserError(f"unknown data set '{name}'; choose from {', '.join(DATASETS)}, or give a folder or a table")
     if path.is_file():
         return _checked(_from_table(path))
-    if (path / "train.csv").exists():
+    if any((path / entry).exists() for entry in ("train.csv", "test.csv", "images_train")):
         return _checked(_from_archive_layout(name, path))
     return _checked(_from_class_folders(path))
 
@@ -173,7 +119,12 @@ def _read_split(folder: Path, split: str, classes: list[str]) -> pd.DataFrame:
     if classes and labels.max() >= len(classes):
         raise UserError(f"{path} has label {labels.max()}, but the classes are {len(classes)}: 0 to {len(classes) - 1}")
     result = pd.DataFrame({"file": f"images_{split}/" + table["image_file_name"], "label": labels})
-    return result.assign(group=table["group"]) if "group" in table else result
+    return result.assign(group=_groups(table["group"], result["file"])) if "group" in table else result
+
+
+def _groups(groups: pd.Series, files: pd.Series) -> pd.Series:
+    """`groups`, where an image of no group is one of its own."""
+    return groups.where(groups != "", files)
 
 
 def _read_csv(path: Path, columns: set[str]) -> pd.DataFrame:
@@ -198,6 +149,8 @@ def _from_table(path: Path) -> Dataset:
     empty = table["label"] == ""
     if empty.any():
         raise UserError(f"{path} has no label in line {table.index[empty][0] + 2}; give it one, or take the line out")
+    if "group" in table:
+        table["group"] = _groups(table["group"], table["file"])
     return _with_splits(str(path), path.parent, table, [])
 
 
@@ -207,9 +160,11 @@ def _from_class_folders(folder: Path) -> Dataset:
     parts = {name: splits[name] for name in ("train", "test") if name in splits} or {"": folder}
     if set(parts) == {"test"}:
         raise UserError(f"{folder} has test/ but no train/; data/README.md describes the layouts")
-    rows, other = [], []
+    rows, other = [], [] if "" in parts else [f"{name}/" for name in splits if name not in parts]
     for split, part in parts.items():
         for label in _folders(part):
+            if not any(label.iterdir()):
+                other.append(f"{label.relative_to(folder).as_posix()}/ (empty)")
             for file in sorted(label.iterdir()):
                 if file.name.startswith("."):
                     continue
@@ -226,7 +181,7 @@ def _from_class_folders(folder: Path) -> Dataset:
     table = pd.DataFrame(rows)
     if "" in parts:
         table = table.drop(columns="split")
-    notes = [f"{len(other)} files are no images by their names, left alone: {some(other)}"] if other else []
+    notes = [f"left alone, for these are no images by their names or places: {some(other)}"] if other else []
     return _with_splits(str(folder), folder, table, notes)
 
 

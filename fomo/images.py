@@ -41,6 +41,8 @@ def as_seen(image: Image.Image) -> Image.Image:
 def to_pixels(image: Image.Image, image_size: int, channels: int) -> np.ndarray:
     """Resize and CenterCrop of an image as seen, as uint8 (channels, side, side); channels is 1 (grey) or 3."""
     image = as_seen(image).convert("L" if channels == 1 else "RGB")
+    longest = 8 * min(image.size)  # what lies farther out is cropped anyway; resized first, it could fill the memory
+    image = center_crop(image, [min(image.height, longest), min(image.width, longest)])
     image = center_crop(resize(image, [round(image_size * RESIZE_RATIO)], antialias=True), [image_size])
     return np.asarray(image).reshape(image_size, image_size, channels).transpose(2, 0, 1)
 

@@ -92,11 +92,11 @@ class Inspection:
         near twins. Where there are none, of some train images."""
         conflicts = self.conflicts().groupby("digest")
         chosen = [list(rows.drop_duplicates("label").index[:2]) for _, rows in conflicts]
-        known = self.images[self.images["digest"].notna()]
+        known = self.images[self.images["phash"].notna()]
         for _, rows in known[known.groupby("digest")["split"].transform("nunique") > 1].groupby("digest"):
             chosen.append(list(rows.drop_duplicates("split").index[:2]))
         chosen += [[pair.test, pair.train] for pair in self.pairs.itertuples()]
-        chosen = chosen[:pairs] or [list(self._split("train").index[: 2 * pairs])]
+        chosen = chosen[:pairs] or [list(known.index[known["split"] == "train"][: 2 * pairs])]
         rows = self.images.loc[[row for pair in chosen for row in pair]]
         names = ["?" if label == HIDDEN else self.dataset.classes[label] for label in rows["label"]]
         titles = [f"{split}\n{name}" for split, name in zip(rows["split"], names, strict=True)]
@@ -201,6 +201,8 @@ def near_pairs(images: pd.DataFrame) -> pd.DataFrame:
     Hashes of almost all zeros or ones are left out: they belong to flat images, which all look alike.
     """
     known = images[images["phash"].notna()]
+    if known.empty:
+        return pd.DataFrame({"test": [], "train": []}, dtype=int)
     bits = np.frombuffer(bytes.fromhex("".join(known["phash"])), np.uint64).reshape(len(known), -1)
     ones = np.bitwise_count(bits).sum(axis=1)
     usable = (ones > 2 * NEAR) & (ones < HASH_SIZE**2 - 2 * NEAR)
@@ -222,6 +224,7 @@ def suspects(features: np.ndarray, labels: np.ndarray, neighbours: int = 10) -> 
     `share` of the nearest neighbours (cosine distance between features (images, features), the image itself left out)
     carry another label, `suggested`; only where at least 8 of 10 agree on it.
     """
+    neighbours = min(neighbours, len(labels) - 1)
     nearest = NearestNeighbors(n_neighbors=neighbours + 1, metric="cosine").fit(features).kneighbors(features)[1]
     own = np.arange(len(labels))[:, None]
     others = np.take_along_axis(nearest, np.argsort(nearest == own, axis=1, kind="stable")[:, :neighbours], axis=1)

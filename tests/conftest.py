@@ -11,7 +11,7 @@ import torch
 import toys
 
 from fomo.artifacts import Run
-from fomo.stages import Evaluation
+from fomo.evaluation import Evaluation
 
 matplotlib.use("Agg")
 

@@ -10,6 +10,7 @@ import toys
 from fomo.artifacts import Run, Stage, load_state, new_array, read_table, save_state, write_bytes, write_table
 from fomo.config import UserError
 
+BALANCED = {"on_leak": "drop", "balance": "sampler"}
 AWKWARD = pd.DataFrame({"x": [0.1 + 0.2, 1e-308, -1 / 3, np.inf, np.nan], "n": [1, 2, 3, 4, 5], "word": list("abcde")})
 
 
@@ -106,6 +107,18 @@ def test_runs_that_differ_in_name_do_not_share_a_folder(dataset, change):
     assert toys.tiny_run(dataset, **change).folder != toys.tiny_run(dataset).folder
 
 
+@pytest.mark.parametrize(
+    ("choices", "suffix"),
+    [
+        ({"on_bad": "raise"}, ""),
+        ({"on_bad": "skip"}, "-skip"),
+        ({"on_leak": "drop", "balance": "sampler"}, "-drop-sampler"),
+    ],
+)
+def test_choices_that_are_not_the_usual_ones_are_in_the_name_of_the_run(choices, suffix):
+    assert Run("fashion_sample", **choices).folder.name == f"quick-tf_efficientnet_lite0{suffix}-seed0"
+
+
 def test_fresh_deletes_the_stored_results_of_this_run_only(dataset, monkeypatch):
     run, other = toys.tiny_run(dataset), toys.tiny_run(dataset, seed=1)
     for one in (run, other):
@@ -120,6 +133,6 @@ def test_savefig_stores_the_current_figure_as_png(dataset):
     from matplotlib import pyplot as plt
 
     plt.plot([1, 2])
-    path = toys.tiny_run(dataset).savefig("line")
-    assert path.name == "line.png"
-    assert path.read_bytes().startswith(b"\x89PNG")
+    run = toys.tiny_run(dataset)
+    assert run.savefig("line") is None  # or the cell that ends with it would show a path
+    assert (run.figures / "line.png").read_bytes().startswith(b"\x89PNG")

@@ -6,12 +6,22 @@ import pytest
 import toys
 
 import fomo
-from fomo import pipeline
 from fomo.__main__ import main
 from fomo.config import PRESETS, ROOT
+from fomo.finetuning import FINETUNING_FIRST
 from fomo.report import NOTEBOOKS, check_parameters
 
-PARAMETERS = 'DATASET = "none"\nPRESET = "quick"\nSEED = 7\nBACKBONE = None\nWEIGHTS = None'
+DEFAULTS = {
+    "DATASET": "fashion_sample",
+    "PRESET": "quick",
+    "SEED": 0,
+    "BACKBONE": None,
+    "WEIGHTS": None,
+    "ON_BAD": "raise",
+    "ON_LEAK": "warn",
+    "BALANCE": "none",
+}
+PARAMETERS = "\n".join(f"{name} = {value!r}" for name, value in (DEFAULTS | {"SEED": 7}).items())
 
 
 @pytest.fixture
@@ -69,6 +79,9 @@ def make(*arguments) -> subprocess.CompletedProcess:
         (["--seed", "1.5"], "seed '1.5' is not a whole number from 0"),
         (["--seed", "one"], "seed 'one' is not a whole number from 0"),
         (["--seed", ""], "seed '' is not a whole number from 0"),
+        (["--on-bad", "ignore"], "setting 'on_bad' is 'ignore'; choose from raise, skip"),
+        (["--on-leak", ""], "setting 'on_leak' is ''; choose from warn, drop"),
+        (["--balance", "weights"], "setting 'balance' is 'weights'; choose from none, sampler"),
     ],
 )
 def test_wrong_parameter_is_refused_in_one_line(capsys, arguments, message):
@@ -105,11 +118,11 @@ def damaged_image(folder):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (missing_table, "train.csv"),
-        (missing_file, "images_train/003.png"),
+        (missing_table, "has no train.csv"),
+        (missing_file, "images_train/003.png (no such file or directory)"),
         (wrong_label, "'cat'"),
-        (rare_class, "class 2 ('bottom') has 1 images"),
-        (damaged_image, "cannot decode images_train/003.png"),
+        (rare_class, "class 2 ('bottom') has 1 train images"),
+        (damaged_image, "cannot read images_train/003.png"),
     ],
 )
 def test_bad_data_set_is_refused_in_one_line(notebooks, own_dataset, capsys, damage, message):
@@ -132,7 +145,7 @@ def test_full_disk_is_an_error_in_one_line(notebooks, dataset, capsys, monkeypat
 
 
 def test_finetuning_that_diverges_is_an_error_in_one_line(notebooks, own_dataset, capsys, monkeypatch):
-    monkeypatch.setitem(pipeline.FINETUNING_FIRST, "lr", 1e38)
+    monkeypatch.setitem(FINETUNING_FIRST, "lr", 1e38)
     assert "learning rate" in refusal(capsys, "--dataset", str(own_dataset))
 
 
@@ -181,8 +194,7 @@ def test_notebooks_open_the_run_of_the_command_wherever_they_stand(own_dataset, 
     monkeypatch.chdir(tmp_path)
     main(["report", "--dataset", "own", "--seed", "3", "--backbone", "test_vit", "--weights", "mine.safetensors"])
     monkeypatch.chdir(ROOT / "notebooks")
-    names = {"DATASET": "dataset", "PRESET": "preset", "SEED": "seed", "BACKBONE": "backbone", "WEIGHTS": "weights"}
-    run = fomo.Run(**{names[name]: value for name, value in asked["parameters"].items()})
+    run = fomo.Run(**{name.lower(): value for name, value in asked["parameters"].items()})
     assert run.folder == asked["run"].folder
     assert run.config.weights == asked["run"].config.weights
     assert fomo.preprocess(run).pixels.shape == (15, 3, 64, 64)
@@ -191,19 +203,13 @@ def test_notebooks_open_the_run_of_the_command_wherever_they_stand(own_dataset, 
 def test_command_without_arguments_is_the_quick_run_of_the_sample(asked):
     main(["report"])
     assert (asked["run"].config.dataset, asked["run"].preset) == ("fashion_sample", "quick")
-    assert asked["parameters"] == {
-        "DATASET": "fashion_sample",
-        "PRESET": "quick",
-        "SEED": 0,
-        "BACKBONE": None,
-        "WEIGHTS": None,
-    }
+    assert asked["parameters"] == DEFAULTS
 
 
 def test_committed_notebooks_have_the_parameters_of_the_report():
     assert [path.stem[:2] for path in NOTEBOOKS] == ["01", "02", "03", "04", "05"]
     for notebook in NOTEBOOKS:
-        check_parameters(notebook, dict.fromkeys(["DATASET", "PRESET", "SEED", "BACKBONE", "WEIGHTS"]))
+        check_parameters(notebook, DEFAULTS)
 
 
 # ---- make
@@ -217,14 +223,24 @@ def test_make_refuses_a_variable_that_it_does_not_know(target):
 
 
 def test_make_report_passes_its_variables_on():
-    result = make("-n", "report", "DATASET=my folder", "PRESET=best", "SEED=3", "BACKBONE=resnet34", "WEIGHTS=w.pth")
+    result = make(
+        "-n",
+        "report",
+        "DATASET=my folder",
+        "PRESET=best",
+        "SEED=3",
+        "BACKBONE=resnet34",
+        "WEIGHTS=w.pth",
+        "ON_BAD=skip",
+    )
     command = result.stdout.split("fomo report")[1].split()
     assert result.returncode == 0
     assert " ".join(command).replace("\\ ", "") == (
-        '--dataset "my folder" --preset "best" --seed "3" --backbone "resnet34" --weights "w.pth"'
+        '--dataset "my folder" --preset "best" --seed "3" --backbone "resnet34" --weights "w.pth" '
+        '--on-bad "skip" --on-leak "warn" --balance "none"'
     )
 
 
 def test_make_alone_lists_its_targets():
     listed = make().stdout
-    assert all(f"make {target}" in listed for target in ("report", "test", "lab", "clean"))
+    assert all(f"make {target}" in listed for target in ("report", "test", "bench", "lab", "clean"))

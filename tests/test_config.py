@@ -15,6 +15,11 @@ from fomo.stages import open_stage
 ORDER = [
     "config",
     "artifacts",
+    "archives",
+    "sources",
+    "datasets",
+    "images",
+    "inspection",
     "data",
     "backbones",
     "features",
@@ -22,13 +27,17 @@ ORDER = [
     "training",
     "tuning",
     "darts",
-    "evaluation",
+    "metrics",
     "classifier",
     "figures",
     "stages",
-    "pipeline",
+    "preprocessing",
+    "finetuning",
+    "head_search",
+    "evaluation",
     "__init__",
     "report",
+    "bench",
     "__main__",
 ]
 SOURCES = {path.stem: path.read_text() for path in (ROOT / "fomo").glob("*.py")}
@@ -82,6 +91,9 @@ def test_setting_replaces_that_of_the_preset_and_none_leaves_it():
         ({"epochs": "three"}, "setting 'epochs' is 'three'; it must be of type int"),
         ({"weights": "no_such_file.pth"}, "weights 'no_such_file.pth' is not a file"),
         ({"seed": -1}, "seed"),
+        ({"on_bad": "skpi"}, "setting 'on_bad' is 'skpi'; choose from raise, skip"),
+        ({"on_leak": True}, "setting 'on_leak' is True; it must be of type str"),
+        ({"balance": "weights"}, "setting 'balance' is 'weights'; choose from none, sampler"),
     ],
 )
 def test_wrong_name_or_value_is_refused_with_what_is_allowed(given, message):

@@ -22,8 +22,8 @@ CLASSES = (FEATURES[:, 0] > 0).astype(int) + (FEATURES[:, 1] > 0)
 def image_loaders(train_batches=99, validation_batches=99):
     """Augmented train batches and plain validation batches; each breaks off after so many of them."""
     generator, norm = torch.Generator(), ((0.5,) * 3, (0.5,) * 3)
-    train = ImageBatches(PIXELS, LABELS, *norm, rotation=30.0, generator=generator)
-    validation = ImageBatches(PIXELS[:12], LABELS[:12], *norm)
+    train = ImageBatches(PIXELS, range(24), LABELS, *norm, rotation=30.0, generator=generator)
+    validation = ImageBatches(PIXELS, range(12), LABELS[:12], *norm)
     train, validation = toys.Interrupted(train, train_batches), toys.Interrupted(validation, validation_batches)
     return loader(train, 8, generator), loader(validation, 8)
 

@@ -28,6 +28,7 @@ SETTINGS = {
     "head_epochs": 4,
     "bootstrap": 200,
 }
+SHORT = {"epochs": 1, "trials": 1, "darts_epochs": 1, "alone_seeds": 1, "head_trials": 1, "head_epochs": 1}
 STAGES = (
     fomo.preprocess,
     fomo.finetune,
@@ -60,6 +61,15 @@ def write_dataset(folder: Path, *, train: int = 20, test: int = 8, shape: tuple[
             Image.fromarray(pixels).save(folder / f"images_{split}" / name)
         write_csv(folder, split, names, labels)
     (folder / "classes.txt").write_text("\n".join(CLASSES) + "\n")
+    return folder
+
+
+def write_class_folders(folder: Path, *, count: int = 10, seed: int = 0, suffix: str = ".png") -> Path:
+    """Writes a data set of one sub-folder a class, with so many images each; returns its folder."""
+    for label, name in enumerate(CLASSES):
+        (folder / name).mkdir(parents=True)
+        for number in range(count):
+            Image.fromarray(draw(label, seed=seed + 100 * label + number)).save(folder / name / f"{number:03}{suffix}")
     return folder
 
 

@@ -1,0 +1,64 @@
+"""Where images lie: files in a folder, or MNIST's packed files. Each opens an image by its name."""
+
+import gzip
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+
+class Folder:
+    """Images that are files, named by their path relative to a folder."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def open(self, file: str) -> Image.Image:
+        return Image.open(self.path / file)
+
+    def content(self, file: str) -> bytes:
+        return (self.path / file).read_bytes()
+
+    def stamp(self, file: str) -> str:
+        """What changes when the file does: its size and its time; nothing if it is missing."""
+        try:
+            stat = (self.path / file).stat()
+        except OSError:
+            return ""
+        return f"{stat.st_size} {stat.st_mtime_ns}"
+
+
+class IdxFiles:
+    """Images in MNIST's gzipped IDX files, named train/0, train/1, ..., test/0, ..."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def table(self, split: str) -> pd.DataFrame:
+        labels = _idx(self.path / f"{self._prefix(split)}-labels-idx1-ubyte.gz", 8)
+        return pd.DataFrame({"file": [f"{split}/{n}" for n in range(len(labels))], "label": labels.astype(np.int64)})
+
+    def open(self, file: str) -> Image.Image:
+        return Image.fromarray(self._pixels(file))
+
+    def content(self, file: str) -> bytes:
+        return self._pixels(file).tobytes()
+
+    def stamp(self, file: str) -> str:
+        return "28 x 28"
+
+    def _pixels(self, file: str) -> np.ndarray:
+        split, number = file.split("/")
+        images = _idx(self.path / f"{self._prefix(split)}-images-idx3-ubyte.gz", 16)
+        return images.reshape(-1, 28, 28)[int(number)]
+
+    @staticmethod
+    def _prefix(split: str) -> str:
+        return "t10k" if split == "test" else "train"
+
+
+@lru_cache(maxsize=4)
+def _idx(path: Path, header: int) -> np.ndarray:
+    return np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8, offset=header)
