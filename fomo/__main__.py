@@ -8,7 +8,6 @@ from fomo.artifacts import Run
 from fomo.bench import loading
 from fomo.config import DATASETS, PRESETS, UserError
 from fomo.inspection import inspect
-from fomo.report import report
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -59,6 +58,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _report(given: argparse.Namespace) -> str:
     """Runs the pipeline with the parameters given; returns the closing line."""
+    from fomo.report import report  # what executes notebooks takes seconds to import
+
     if not given.seed.isdecimal():
         raise UserError(f"seed '{given.seed}' is not a whole number from 0")
     dataset, weights = given.dataset, given.weights or None

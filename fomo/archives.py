@@ -103,7 +103,8 @@ def _read_address(url: str) -> str:
 def _listed(name: str, sums: str) -> str | None:
     """The md5 of `name`.tgz in the text of a file MD5SUMS (lines of md5 and file name)."""
     entries = [line.split() for line in sums.splitlines()]
-    return next((entry[0] for entry in entries if len(entry) == 2 and entry[1].lstrip("*") == f"{name}.tgz"), None)
+    listed = {entry[1].lstrip("*").removeprefix("./"): entry[0].lower() for entry in entries if len(entry) == 2}
+    return listed.get(f"{name}.tgz")
 
 
 def _md5(path: Path) -> str:

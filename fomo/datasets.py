@@ -191,7 +191,7 @@ def _folders(folder: Path) -> list[Path]:
 
 def _with_splits(name: str, folder: Path, table: pd.DataFrame, notes: list[str]) -> Dataset:
     """A `Dataset` from a table of file, label (text), maybe split and group; a test split is cut if there is none."""
-    if "split" not in table:
+    if "split" not in table or (table["split"] == "train").all():
         parts = divide(table, TEST_SHARE, seed=0)
         table = table.assign(split=parts.map({True: "test", False: "train"}))
         notes = [*notes, f"there is no test split; one image in {1 / TEST_SHARE:.0f} was cut off as one, stratified"]

@@ -76,6 +76,8 @@ class Inspection:
             ),
             ("test images byte-identical to a train image", len(twins), some(list(twins["file"]))),
             ("identical images with conflicting labels", conflicts["digest"].nunique(), some(list(conflicts["file"]))),
+            ("train images nearly identical to another", len(_alike(train)), some(list(_alike(train)["file"]))),
+            ("test images nearly identical to another", len(_alike(test)), some(list(_alike(test)["file"]))),
             ("test images nearly identical to a train image", self.pairs["test"].nunique(), self._example()),
         ]
         if "group" in images:
@@ -196,17 +198,12 @@ def look(dataset: Dataset, file: str) -> dict:
 
 
 def near_pairs(images: pd.DataFrame) -> pd.DataFrame:
-    """(test, train): rows of `images` whose perceptual hashes differ in at most `NEAR` bits, but whose bytes differ.
-
-    Hashes of almost all zeros or ones are left out: they belong to flat images, which all look alike.
-    """
-    known = images[images["phash"].notna()]
+    """(test, train): rows of `images` whose perceptual hashes differ in at most `NEAR` bits, but whose bytes differ."""
+    known = images[_telling(images["phash"])]
     if known.empty:
         return pd.DataFrame({"test": [], "train": []}, dtype=int)
     bits = np.frombuffer(bytes.fromhex("".join(known["phash"])), np.uint64).reshape(len(known), -1)
-    ones = np.bitwise_count(bits).sum(axis=1)
-    usable = (ones > 2 * NEAR) & (ones < HASH_SIZE**2 - 2 * NEAR)
-    test, train = (np.flatnonzero(usable & (known["split"] == split).to_numpy()) for split in ("test", "train"))
+    test, train = (np.flatnonzero(known["split"] == split) for split in ("test", "train"))
     pairs = []
     for start in range(0, len(test), 64):
         block = test[start : start + 64]
@@ -216,6 +213,18 @@ def near_pairs(images: pd.DataFrame) -> pd.DataFrame:
     pairs = pd.DataFrame(np.concatenate([np.empty((0, 2), int), *pairs]), columns=["test", "train"])
     digest = images["digest"].to_numpy()
     return pairs[digest[pairs["test"]] != digest[pairs["train"]]].reset_index(drop=True)
+
+
+def _alike(images: pd.DataFrame) -> pd.DataFrame:
+    """The images that share their perceptual hash with one of other bytes."""
+    known = images[_telling(images["phash"])]
+    return known[known.groupby("phash")["digest"].transform("nunique") > 1].sort_values(["phash", "file"])
+
+
+def _telling(hashes: pd.Series) -> pd.Series:
+    """Which perceptual hashes say something: those of flat images, almost all zeros or ones, are all alike."""
+    ones = hashes.map(lambda text: int(text, 16).bit_count(), na_action="ignore")
+    return ones.between(2 * NEAR, HASH_SIZE**2 - 2 * NEAR, inclusive="neither")
 
 
 def suspects(features: np.ndarray, labels: np.ndarray, neighbours: int = 10) -> pd.DataFrame:

@@ -54,6 +54,12 @@ def preprocess(run: Run) -> Preprocessed:
         check_classes(dataset.name, dataset.classes, images["label"])
         parts = divide(images, config.validation_share, config.seed)
         images = images.assign(split=parts.map({True: "validation", False: "train"}))
+        sides = images.groupby("label")["split"].nunique()
+        for label in sides.index[sides < 2]:
+            raise UserError(
+                f"all images of class {label} ('{dataset.classes[label]}') in {dataset.name} fall to one side of "
+                "the split, for they share groups with others; give the class images of another group, or take it out"
+            )
         counts = images["label"].value_counts()
         rare = [dataset.classes[label] for label in counts.index[counts < 1 / config.validation_share]]
         if rare:

@@ -1,5 +1,6 @@
 """Where images lie: files in a folder, or MNIST's packed files. Each opens an image by its name."""
 
+import errno
 import gzip
 from functools import lru_cache
 from pathlib import Path
@@ -16,10 +17,10 @@ class Folder:
         self.path = path
 
     def open(self, file: str) -> Image.Image:
-        return Image.open(self.path / file)
+        return Image.open(self._path(file))
 
     def content(self, file: str) -> bytes:
-        return (self.path / file).read_bytes()
+        return self._path(file).read_bytes()
 
     def stamp(self, file: str) -> str:
         """What changes when the file does: its size and its time; nothing if it is missing."""
@@ -28,6 +29,12 @@ class Folder:
         except OSError:
             return ""
         return f"{stat.st_size} {stat.st_mtime_ns}"
+
+    def _path(self, file: str) -> Path:
+        path = self.path / file
+        if path.is_fifo() or path.is_socket() or path.is_char_device():  # reading one would never end
+            raise OSError(errno.EINVAL, "not a file", str(path))
+        return path
 
 
 class IdxFiles:
@@ -47,12 +54,15 @@ class IdxFiles:
         return self._pixels(file).tobytes()
 
     def stamp(self, file: str) -> str:
-        return "28 x 28"
+        stat = self._images(file.split("/")[0]).stat()
+        return f"{stat.st_size} {stat.st_mtime_ns}"
+
+    def _images(self, split: str) -> Path:
+        return self.path / f"{self._prefix(split)}-images-idx3-ubyte.gz"
 
     def _pixels(self, file: str) -> np.ndarray:
         split, number = file.split("/")
-        images = _idx(self.path / f"{self._prefix(split)}-images-idx3-ubyte.gz", 16)
-        return images.reshape(-1, 28, 28)[int(number)]
+        return _idx(self._images(split), 16).reshape(-1, 28, 28)[int(number)]
 
     @staticmethod
     def _prefix(split: str) -> str:

@@ -219,7 +219,7 @@ def test_archive_in_the_folder_goes_before_every_mirror(data, mirror):
 
 
 def test_archive_is_taken_from_the_mirror_folder(data, mirror, capsys):
-    (mirror / "MD5SUMS").write_text(f"{'0' * 32}  flowers.tgz\n{MD5} *emotions.tgz\n")
+    (mirror / "MD5SUMS").write_text(f"{'0' * 32}  flowers.tgz\n{MD5.upper()} *./emotions.tgz\n")
     assert obtain("emotions", data).read_bytes() == CONTENT
     assert capsys.readouterr().err == ""
 

@@ -42,7 +42,7 @@ def notebooks(tmp_path, monkeypatch):
 def asked(monkeypatch):
     """What the command line asks of `report`: the run and the notebooks' parameters, filled in as it is called."""
     asked = {}
-    monkeypatch.setattr("fomo.__main__.report", lambda run, parameters: asked.update(run=run, parameters=parameters))
+    monkeypatch.setattr("fomo.report.report", lambda run, parameters: asked.update(run=run, parameters=parameters))
     return asked
 
 
@@ -164,7 +164,7 @@ def test_interrupt_says_that_the_same_command_goes_on(capsys, dataset, monkeypat
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fomo.__main__.report", interrupt)
+    monkeypatch.setattr("fomo.report.report", interrupt)
     assert main(["report", "--dataset", str(dataset)]) == 130
     assert "goes on from here" in capsys.readouterr().err
 

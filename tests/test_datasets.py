@@ -1,4 +1,5 @@
 import gzip
+import os
 import shutil
 
 import numpy as np
@@ -164,11 +165,27 @@ def test_train_and_test_folders_are_the_splits(tmp_path):
     assert dataset.test()["file"].str.startswith("test/").all()
 
 
-@pytest.mark.parametrize("part", ["train", "test"])
-def test_one_split_alone_is_refused(tmp_path, part):
-    toys.write_class_folders(tmp_path / part, count=4)
-    with pytest.raises(UserError, match="train"):
+def test_test_folder_alone_is_refused(tmp_path):
+    toys.write_class_folders(tmp_path / "test", count=4)
+    with pytest.raises(UserError, match="has test/ but no train/"):
         load_dataset(tmp_path)
+
+
+def test_of_a_train_folder_alone_a_test_split_is_cut(tmp_path):
+    toys.write_class_folders(tmp_path / "train", count=10)
+    dataset = load_dataset(tmp_path)
+    assert (len(dataset.train), len(dataset.test())) == (24, 6)
+    assert "one image in 5 was cut off" in dataset.notes[0]
+
+
+def test_named_pipe_is_named_and_not_waited_for(folder):
+    victim = folder / load_dataset(folder).train["file"][0]
+    victim.unlink()
+    os.mkfifo(victim)
+    source = load_dataset(folder).source
+    for read in (source.open, source.content):
+        with pytest.raises(OSError, match="not a file"):
+            read(victim.relative_to(folder).as_posix())
 
 
 def test_class_that_only_the_test_split_has_is_refused(tmp_path):
@@ -203,7 +220,7 @@ def test_table_names_the_splits(folders):
     ("columns", "message"),
     [
         ({"split": "validation"}, "has the split 'validation'; splits are train and test"),
-        ({"split": "train"}, "has a split train but not the other"),
+        ({"split": "test"}, "has a split test but not the other"),
         ({"label": ["a"] * 29 + [""]}, "has no label in line 31"),
         ({"label": "a"}, "has the one class 'a'"),
         ({"label": ["rare"] + ["a"] * 15 + ["b"] * 14}, r"class 2 \('rare'\) has 1 train images"),

@@ -38,6 +38,13 @@ def test_part_gives_the_pixels_of_its_images(finished, dataset, split, rows):
         assert np.array_equal(pixels[places[3]], to_pixels(image, 32, 3))
 
 
+def test_class_whose_groups_all_fall_to_one_side_is_refused(own_dataset):
+    table = pd.read_csv(own_dataset / "train.csv", dtype=str)
+    table.assign(group="all of one patient").to_csv(own_dataset / "train.csv", index=False)
+    with pytest.raises(UserError, match="fall to one side of the split"):
+        fomo.preprocess(toys.tiny_run(own_dataset))
+
+
 def test_damaged_image_is_named_and_the_run_goes_on_once_it_is_repaired(own_dataset):
     run, image = toys.tiny_run(own_dataset), own_dataset / "images_train" / "004.png"
     content = image.read_bytes()
