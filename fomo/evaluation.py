@@ -47,6 +47,7 @@ def evaluate(run: Run) -> Evaluation:
     split = "validation" if (test["label"] == HIDDEN).all() else "test"
     if not stage.done:
         left_out = read_pixels(run, data.dataset, test["file"], stage.path("test.npy"))
+        stage.save_table("left_out", left_out)
         rows = np.flatnonzero(~test["file"].isin(left_out["file"]))
         part = stage.array("test"), rows, test["label"].to_numpy()[rows]
         final = Classifier(finetune_best(run).model.backbone, train_head(run).model)
