@@ -173,15 +173,15 @@ def inspect(dataset: str | Dataset) -> Inspection:
     """The `Inspection` of a data set (a name, a path, or loaded). All images are read once; the result is stored."""
     dataset = dataset if isinstance(dataset, Dataset) else load_dataset(dataset)
     images = both_splits(dataset)
-    stored = runs_folder(dataset.name) / f"inspection-{dataset.fingerprint()}-{dataset.fingerprint('test')}.csv"
-    if stored.exists():
-        seen = read_table(stored)
-    else:
+    folder = runs_folder(dataset.name) / f"inspection-{dataset.fingerprint()}-{dataset.fingerprint('test')}"
+    if not (folder / "pairs.csv").exists():
         seen = pd.DataFrame(for_each(lambda file: look(dataset, file), list(images["file"]), "inspecting"))
-        stored.parent.mkdir(parents=True, exist_ok=True)
-        write_table(stored, seen)
-    images = images.join(seen)
-    return Inspection(dataset, images, near_pairs(images))
+        folder.mkdir(parents=True, exist_ok=True)
+        write_table(folder / "images.csv", seen)
+        write_table(folder / "pairs.csv", near_pairs(images.join(seen)))
+    return Inspection(
+        dataset, images.join(read_table(folder / "images.csv")), read_table(folder / "pairs.csv").astype(int)
+    )
 
 
 def look(dataset: Dataset, file: str) -> dict:
