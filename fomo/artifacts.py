@@ -32,6 +32,16 @@ def write_bytes(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
+def write_json(path: Path, value: dict) -> None:
+    """Stores plain values as json, whole or not at all."""
+    write_bytes(path, json.dumps(value, indent=1).encode())
+
+
+def read_json(path: Path) -> dict:
+    """What `write_json` stored."""
+    return json.loads(path.read_text())
+
+
 def save_state(path: Path, state: dict) -> None:
     """Stores tensors and plain values for `load_state`. A full disk is an OSError, which torch.save alone hides."""
     buffer = io.BytesIO()
@@ -67,7 +77,7 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
 def read_table(path: Path) -> pd.DataFrame:
     """The table that `write_table` stored, with the same floats to the last bit."""
     # These are words, also where they look like numbers.
-    words = dict.fromkeys(("file", "group", "phash", "digest", "reason", "mode", "class"), str)
+    words = dict.fromkeys(("file", "group", "phash", "digest", "reason", "mode", "class", "status", "error"), str)
     return pd.read_csv(path, dtype=words, encoding_errors="surrogateescape")
 
 
@@ -94,7 +104,7 @@ class Stage:
         if not self._record.exists():
             folder.mkdir(parents=True, exist_ok=True)
             self._write(done=False)
-        stored = json.loads(self._record.read_text())["config"]
+        stored = read_json(self._record)["config"]
         empty = all(path == self._record or path.suffix == ".tmp" for path in folder.iterdir())
         if stored != self.config and not self.done and empty:  # nothing is lost
             self._write(done=False)
@@ -111,7 +121,7 @@ class Stage:
     @property
     def done(self) -> bool:
         """Whether the result is complete."""
-        return json.loads(self._record.read_text())["done"]
+        return read_json(self._record)["done"]
 
     def finish(self) -> None:
         """Says that the result is complete, and removes what killed runs have left."""
@@ -133,7 +143,7 @@ class Stage:
         return np.load(self.folder / f"{name}.npy", mmap_mode="r")
 
     def _write(self, *, done: bool) -> None:
-        write_bytes(self._record, json.dumps({"done": done, "config": self.config}, indent=1).encode())
+        write_json(self._record, {"done": done, "config": self.config})
 
 
 class Run:

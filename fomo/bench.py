@@ -1,4 +1,4 @@
-"""`make bench`: what loading costs, in one run, as ratios of medians."""
+"""`make bench`: what loading costs, and what training heads in a bank saves; each in one run, as ratios of medians."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -9,8 +9,11 @@ import pandas as pd
 import torch
 
 from fomo.artifacts import Run
-from fomo.data import ImageBatches
+from fomo.bank import BankOptimizer, HeadBank, Linears
+from fomo.data import FeatureBatches, ImageBatches, loader
 from fomo.finetuning import FINETUNING_FIRST, untrained
+from fomo.head_search import HEAD_SPACE
+from fomo.heads import HEADS, mlp
 from fomo.images import to_pixels
 from fomo.preprocessing import image_loader, preprocess
 from fomo.training import cross_entropy, make_optimizer
@@ -60,6 +63,59 @@ def loading(run: Run) -> pd.DataFrame:
     count = BATCHES * run.config.batch_size
     shares = seconds / seconds["training, bare"]
     return pd.DataFrame({"images/s": count / seconds, "share of training": shares}).rename_axis("what").reset_index()
+
+
+def heads(images: int = 5600, features: int = 512, classes: int = 7, batch_size: int = 64) -> pd.DataFrame:
+    """One epoch of training heads in a bank against the same heads one after another, by the same steps: seconds
+    (medians of `REPEATS`), their ratio, and the bank's share of the rate of a plain matrix product.
+
+    The heads: the report's 37 by Adam, and one head by 30 configurations of its study, in two widths.
+    """
+    random = np.random.default_rng(0)
+    inputs, labels = random.normal(size=(images, features)).astype(np.float32), random.integers(classes, size=images)
+    batches = loader(FeatureBatches(inputs, labels), batch_size, torch.Generator())
+    configurations = [HEAD_SPACE.decode(place) for place in random.random((30, len(HEAD_SPACE)))]
+    kinds = [configuration["optimizer"] for configuration in configurations]
+    adam = {"optimizer": "adam", "lr": 1e-3, "weight_decay": 0.0}
+    bank = HeadBank(HEADS, features, classes)
+    rows = {"the 37 heads": _compare(bank, make_optimizer(bank, **adam), [adam] * len(HEADS), batches)}
+    for hidden in (32, 256):
+        bank = HeadBank([mlp(hidden, "ReLU", 2)] * 30, features, classes, kinds=kinds)
+        rows[f"30 trials of {bank.heads[0].name}"] = _compare(
+            bank, BankOptimizer(bank, configurations), configurations, batches
+        )
+    return pd.DataFrame(rows).T.rename_axis("what").reset_index()
+
+
+def _compare(bank: HeadBank, optimizer, configurations: list[dict], batches: torch.utils.data.DataLoader) -> dict:
+    """The row of `heads` for this bank and its optimizer, against the heads of the bank with `configurations`."""
+    modules = [bank.module(place) for place in range(len(bank.heads))]
+    alone = [(module, make_optimizer(module, **one)) for module, one in zip(modules, configurations, strict=True)]
+    square = torch.randn(2048, 2048)
+
+    def epoch(model: torch.nn.Module, optimizer) -> None:
+        model.train()
+        for inputs, labels in batches:
+            optimizer.zero_grad()
+            cross_entropy(model(inputs), labels).sum().backward()
+            optimizer.step()
+
+    def separately() -> None:
+        for module, its_optimizer in alone:
+            epoch(module, its_optimizer)
+
+    timed = {"bank": lambda: epoch(bank, optimizer), "one by one": separately, "product": lambda: square @ square}
+    seconds = pd.DataFrame(_rounds(list(timed.values())), columns=list(timed)).median()
+    # Each weight takes a multiply-add an image forward, one for its gradient, and one for that of its layer's input,
+    # which the first layer does not need.
+    weights = [stack.weight for stack in bank.stacks() if isinstance(stack, Linears)]
+    products = len(batches.dataset) * sum(w.numel() * (3 - (w.shape[1] == bank.features)) for w in weights)
+    return {
+        "bank, s": seconds["bank"],
+        "one by one, s": seconds["one by one"],
+        "ratio": seconds["one by one"] / seconds["bank"],
+        "share of product rate": products / seconds["bank"] / (len(square) ** 3 / seconds["product"]),
+    }
 
 
 def _rounds(functions: list[Callable[[], None]]) -> Iterator[list[float]]:

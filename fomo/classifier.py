@@ -17,7 +17,7 @@ from fomo.artifacts import write_bytes
 from fomo.backbones import Backbone
 from fomo.config import UserError
 from fomo.data import ImageBatches, loader
-from fomo.heads import Head
+from fomo.heads import Head, read_head
 from fomo.images import to_pixels
 from fomo.training import predict
 
@@ -68,7 +68,7 @@ def describe(backbone: str, head: Head, classes: list[str], image_size: int, cha
     """The `description` of a `Model`."""
     return {
         "backbone": backbone,
-        "head": asdict(head),
+        "head": {"hidden": head.hidden, "blocks": [asdict(block) for block in head.blocks]},
         "classes": classes,
         "image_size": image_size,
         "channels": channels,
@@ -89,7 +89,7 @@ def load_model(path: str | Path) -> Model:
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"model {path} cannot be read ({error})") from error
     backbone = Backbone(description["backbone"], description["image_size"])
-    head = Head(**description["head"]).build(backbone.num_features, len(description["classes"]))
+    head = read_head(description["head"]).build(backbone.num_features, len(description["classes"]))
     classifier = Classifier(backbone, head)
     try:
         classifier.load_state_dict(state)

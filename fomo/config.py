@@ -32,19 +32,32 @@ class Config:
     epochs: int = 8  # of the first finetuning, and of the winner's
     trials: int = 30  # configurations that the first Bayesian optimisation tries
     trial_epochs: int = 1  # what a configuration is judged by: its validation loss after so many epochs
-    initial_trials: int = (
-        8  # how many of the trials (of either study) are the initial design, before the surrogate leads
+    initial_trials: int = 8  # how many trials (of either study) are the initial design, before the surrogate leads
+    prune: bool = (
+        False  # trials worse than the median at a quarter, half, three quarters of their epoch are ended there
     )
+    trial_seconds: float = 7200.0  # a trial that takes longer hangs, and is ended
+    finalists: int = 1  # so many of the best trials are trained in full, and the best of those wins
 
     darts_epochs: int = 8  # of the bilevel search
     weight_lr: float = 3e-4  # Adam, weights of the candidate operations
     alpha_lr: float = 3e-4  # Adam, alphas; moves an alpha by at most about so much a step
-    alone_seeds: int = 3  # how often all 37 operations are trained alone; their spread is the error of the ranking
+    unrolled: bool = False  # the second-order gradient of the alphas (DARTS, eq. 7); 3 to 4 times the time
+    temperature: float = 1.0  # of the softmax over the alphas; below 1, small alphas make a larger difference
+    normalize: bool = False  # candidates' logits brought to one scale, so that none is chosen for its scale
+    head_seeds: int = (
+        3  # how often the search and all trainings alone are made; their spread is the error of the ranking
+    )
     alone_epochs: int = 8  # of each such training
     alone_lr: float = 1e-3  # Adam; torch's default, a fair middle for all 37
 
+    selection: str = "alpha"  # what chooses the head: alpha, perturbation, one epoch, halving, alone (selection.RULES)
+    keep_linear: bool = False  # the plain linear head is kept, unless the chosen one beats it (paired test, p < 0.05)
+    head_space: str = "report"  # report: the 37; large: also searches 658981 heads, three ways at equal cost
+
     head_trials: int = 30  # configurations that the second Bayesian optimisation tries
     head_epochs: int = 8  # of each of them, and of the final head
+    head_batch: int = 1  # so many of these trials are trained at once, in one bank; 1: one after another
 
     bootstrap: int = 2000  # resamples of the test images behind every interval
 
@@ -59,14 +72,27 @@ PRESETS = {
         "epochs": 3,  # of 15 seconds or less; more would still help
         "trials": 16,  # at about 10 seconds each; enough for a demonstration, not for a thorough search
         "initial_trials": 6,  # so that the surrogate leads most of them
+        "prune": True,  # a hopeless trial costs 3 seconds instead of 10
+        "finalists": 3,  # an epoch ranks configurations only roughly
         "darts_epochs": 8,  # the report's: on stored features an epoch takes about a second
         "alone_epochs": 4,  # half the report's: three seeds of them take about as long as DARTS itself
-        "head_trials": 12,  # half a second each
+        "selection": "alone",  # loses least by the evidence of notebook 4
+        "keep_linear": True,
+        "head_trials": 12,
+        "head_batch": 6,
     },
     # The report's settings to the letter: 224 px, 30 trials of 1 epoch, 8 epochs, 30 trials of 8 epochs, ResNet34.
     "report": {},
     # For now: the report's settings with the backbone whose weights are there offline.
-    "best": {"backbone": "tf_efficientnet_lite0"},
+    "best": {
+        "backbone": "tf_efficientnet_lite0",
+        "prune": True,
+        "finalists": 3,
+        "selection": "alone",
+        "keep_linear": True,
+        "head_space": "large",
+        "head_batch": 10,
+    },
 }
 
 

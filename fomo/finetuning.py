@@ -1,5 +1,10 @@
-"""Stages 2 to 4: the backbone finetuned at the report's first point, the study of how to finetune, its best trial."""
+"""Stages 2 to 4: the backbone finetuned at the report's first point, the study of how to finetune, the race."""
 
+from collections.abc import Callable
+from concurrent.futures import Executor
+from functools import partial
+
+import pandas as pd
 import torch
 
 from fomo.artifacts import Run, Stage
@@ -7,47 +12,91 @@ from fomo.backbones import load_backbone
 from fomo.classifier import Classifier
 from fomo.heads import LINEAR
 from fomo.preprocessing import Preprocessed, image_loader, preprocess
+from fomo.space import Choice, Float, Space
 from fomo.stages import Trained, load_trained, new_study, open_stage, outcome, seeded, store_trained
-from fomo.training import fit, make_optimizer
-from fomo.tuning import Choice, Float, Study
+from fomo.training import DivergedError, fit, make_optimizer
+from fomo.trials import InProcess
+from fomo.tuning import Study
 
 # The report's search space. Momentum acts under sgd only.
-FINETUNING_SPACE = {
-    "lr": Float(1e-6, 1e-1, log=True),
-    "momentum": Float(0.1, 0.9, when=("optimizer", "sgd")),
-    "weight_decay": Float(0.0, 1e-2),
-    "optimizer": Choice(("adam", "sgd", "rmsprop")),
-    "layer": Choice((2, 3, 4)),  # weights are fixed until this stage of the backbone
-}
+FINETUNING_SPACE = Space(
+    lr=Float(1e-6, 1e-1, log=True),
+    momentum=Float(0.1, 0.9, when=("optimizer", "sgd")),
+    weight_decay=Float(0.0, 1e-2),
+    optimizer=Choice(("adam", "sgd", "rmsprop")),
+    layer=Choice((2, 3, 4)),  # weights are fixed until this stage of the backbone
+)
 FINETUNING_FIRST = {"lr": 1e-2, "momentum": 0.9, "weight_decay": 0.0, "optimizer": "sgd", "layer": 4}
 
 
 def finetune(run: Run) -> Trained:
     """The backbone finetuned at the report's first point: what the search that follows has to beat."""
-    return _finetune(run, open_stage(run, "2_finetuning"), FINETUNING_FIRST, "finetuning")
+    stage = open_stage(run, "2_finetuning")
+    if not stage.done:
+        data = preprocess(run)
+        classifier, options = untrained(run, data), {"checkpoint": stage.path("checkpoint.pt")}
+        history = _fit_images(
+            run, data, classifier, FINETUNING_FIRST, run.config.epochs, description="finetuning", **options
+        )
+        store_trained(stage, classifier, history)
+    return _load(run, stage, FINETUNING_FIRST)
 
 
-def optimize_finetuning(run: Run) -> Study:
-    """The study of how to finetune: a trial trains for `trial_epochs` and is judged by its validation loss."""
+def optimize_finetuning(run: Run, executor: Callable[[], Executor] = InProcess, workers: int = 1) -> Study:
+    """The study of how to finetune: a trial trains for `trial_epochs` and is judged by its validation loss.
+
+    Trials run one after another in this process, or, up to `workers` at a time, on what `executor` makes.
+    """
     stage, config = open_stage(run, "3_bayesian_optimization"), run.config
     study = new_study(run, stage, FINETUNING_SPACE, FINETUNING_FIRST)
     if not stage.done:
-        data = preprocess(run)
-
-        def objective(configuration: dict) -> dict:
-            classifier = untrained(run, data)
-            return outcome(_fit_images(run, data, classifier, configuration, config.trial_epochs, description="trial"))
-
-        study.run(objective, config.trials, "Bayesian optimisation 1")
+        preprocess(run)
+        options = {"prune": config.prune, "time_limit": config.trial_seconds, "executor": executor, "workers": workers}
+        study.run(partial(finetuning_trial, run), config.trials, "Bayesian optimisation 1", **options)
         stage.finish()
     return study
 
 
+def finetuning_trial(run: Run, configuration: dict, report: Callable[[float, float], None]) -> dict:
+    """A trial's losses and accuracy after `trial_epochs`; `report` is told of it on the way, and may end it."""
+    data = preprocess(run)
+    options = {"description": "trial", "report": report}
+    return outcome(_fit_images(run, data, untrained(run, data), configuration, run.config.trial_epochs, **options))
+
+
+def race(run: Run) -> pd.DataFrame:
+    """The study's `finalists` best trials, trained in full: trial, losses and accuracy at the epoch kept. The first row
+    is the winner.
+
+    An epoch ranks configurations only roughly, and the best of 30 owes something to luck: so a few are trained on, and
+    the one of lowest validation loss is kept (compare "Is One Epoch All You Need", arXiv:2307.15422).
+    """
+    study, stage = optimize_finetuning(run), open_stage(run, "4_best_finetuning")
+    if not stage.done:
+        data, rows, best = preprocess(run), [], None
+        trials = study.top(run.config.finalists)["trial"].tolist()
+        for trial in trials:
+            racer, checkpoint = untrained(run, data), stage.path(f"checkpoint_{trial}.pt")
+            options = {"checkpoint": checkpoint, "description": f"race, trial {trial}"}
+            try:
+                history = _fit_images(run, data, racer, study.configuration(trial), run.config.epochs, **options)
+            except DivergedError:
+                if not rows and trial == trials[-1]:
+                    raise
+                continue
+            rows.append({"trial": trial} | outcome(history))
+            if all(rows[-1]["objective"] < row["objective"] for row in rows[:-1]):  # of equals the first, as below
+                best = racer, history
+        stage.save_table("race", pd.DataFrame(rows).sort_values("objective", kind="stable"))
+        store_trained(stage, *best)
+    return stage.table("race")
+
+
 def finetune_best(run: Run) -> Trained:
-    """The backbone finetuned in full with the configuration of the study's best trial."""
-    study = optimize_finetuning(run)
-    best = study.configuration(study.best["trial"])
-    return _finetune(run, open_stage(run, "4_best_finetuning"), best, "finetuning, best trial")
+    """The winner of the race between the study's best trials: the backbone of all that follows."""
+    trial = race(run)["trial"].iloc[0]
+    configuration = optimize_finetuning(run).configuration(trial)
+    return _load(run, open_stage(run, "4_best_finetuning"), configuration)
 
 
 def untrained(run: Run, data: Preprocessed) -> Classifier:
@@ -71,14 +120,8 @@ def _fit_images(run: Run, data: Preprocessed, classifier: Classifier, configurat
     return fit(classifier, optimizer, train, validation, epochs, **options)
 
 
-def _finetune(run: Run, stage: Stage, configuration: dict, description: str) -> Trained:
-    """The backbone finetuned in full with `configuration`."""
-    data = preprocess(run)
-    classifier = untrained(run, data)
-    if not stage.done:
-        options = {"checkpoint": stage.path("checkpoint.pt"), "description": description}
-        store_trained(
-            stage, classifier, _fit_images(run, data, classifier, configuration, run.config.epochs, **options)
-        )
+def _load(run: Run, stage: Stage, configuration: dict) -> Trained:
+    """The classifier that was trained with `configuration` and stored."""
+    classifier = untrained(run, preprocess(run))
     classifier.backbone.fix_until(configuration["layer"])
     return load_trained(run, stage, classifier, configuration)

@@ -1,6 +1,8 @@
 """Stages 5 to 8: the feature data set, DARTS over the candidate heads, the study of the chosen one, the final head."""
 
-from dataclasses import dataclass
+import time
+from dataclasses import asdict, dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -8,24 +10,29 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from fomo import darts
-from fomo.artifacts import Run
+from fomo import darts, layered, selection
+from fomo.artifacts import Run, Stage, read_json, write_json
+from fomo.bank import BankOptimizer, HeadBank
+from fomo.config import Config
+from fomo.darts import MixedOperation
 from fomo.data import FeatureBatches, loader
 from fomo.features import store_features
 from fomo.finetuning import finetune_best
-from fomo.heads import HEADS, Head, HeadBank
+from fomo.halving import best_epochs, successive_halving
+from fomo.heads import HEADS, LINEAR, Head, read_head
 from fomo.preprocessing import image_loader, preprocess
+from fomo.space import Choice, Float, Space
 from fomo.stages import Trained, load_trained, new_study, open_stage, outcome, seeded, store_trained
-from fomo.training import fit, make_optimizer
-from fomo.tuning import Choice, Float, Study
+from fomo.training import fit, make_optimizer, predict
+from fomo.tuning import Study
 
 # The report's search space. Momentum acts under sgd only.
-HEAD_SPACE = {
-    "lr": Float(1e-6, 1e-2, log=True),
-    "momentum": Float(0.1, 0.9, when=("optimizer", "sgd")),
-    "weight_decay": Float(1e-6, 1e-2, log=True),
-    "optimizer": Choice(("adam", "sgd", "rmsprop")),
-}
+HEAD_SPACE = Space(
+    lr=Float(1e-6, 1e-2, log=True),
+    momentum=Float(0.1, 0.9, when=("optimizer", "sgd")),
+    weight_decay=Float(1e-6, 1e-2, log=True),
+    optimizer=Choice(("adam", "sgd", "rmsprop")),
+)
 HEAD_FIRST = {"lr": 1e-3, "momentum": None, "weight_decay": 1e-4, "optimizer": "adam"}  # ours: the report names none
 
 
@@ -42,16 +49,16 @@ class Features:
 
 @dataclass(frozen=True)
 class HeadSearch:
-    """What DARTS found: `history` (supernet and alphas after each epoch), `ranking` of all operations, and `head`, the
-    one with the largest alpha."""
+    """What the search found: `history` (the first search's supernet and alphas after each epoch), `ranking` of the 37
+    operations, `rules` (what each way to choose is worth), `layered` (what the larger space gave, if it was
+    searched), and the `head` to go on with, by the run's `selection`; `choice` tells how it came to it."""
 
     history: pd.DataFrame
     ranking: pd.DataFrame
+    rules: pd.DataFrame
+    layered: pd.DataFrame
     head: Head
-
-    def judgement(self) -> pd.Series:
-        """What the search was worth, by `darts.judge`."""
-        return darts.judge(self.ranking, self.history["validation_accuracy"].iloc[-1])
+    choice: pd.Series
 
 
 def extract_features(run: Run) -> Features:
@@ -68,56 +75,143 @@ def extract_features(run: Run) -> Features:
 
 
 def search_head(run: Run) -> HeadSearch:
-    """DARTS over the 37 operations, and, to judge it, each of them trained alone with several seeds."""
+    """DARTS over the 37 operations, each of them trained alone, and other ways to choose, all with several seeds."""
     stage, config = open_stage(run, "6_darts"), run.config
     if not stage.done:
-        features = extract_features(run)
-        train, validation = feature_loaders(run, features)
-
-        def new_bank(seed: int) -> HeadBank:
-            build = lambda: HeadBank(features.train.shape[1], len(features.classes))  # noqa: E731
-            return seeded(seed, build).to(run.device)
-
-        history = darts.search(
-            darts.MixedOperation(new_bank(config.seed)).to(run.device),
-            train,
-            loader(validation.dataset, config.batch_size, torch.Generator()),
-            config.darts_epochs,
-            weight_lr=config.weight_lr,
-            alpha_lr=config.alpha_lr,
-            seed=config.seed,
-            device=run.device,
-            checkpoint=stage.path("supernet.pt"),
-        )
-        alone = []
-        for seed in range(config.seed, config.seed + config.alone_seeds):
-            bank = new_bank(seed)
-            optimizer = make_optimizer(bank, "adam", config.alone_lr, weight_decay=0.0)
-            options = {"checkpoint": stage.path(f"alone_{seed}.pt"), "description": f"all 37 alone, seed {seed}"}
-            curves = fit(
-                bank, optimizer, train, validation, config.alone_epochs, seed=seed, device=run.device, **options
-            )
-            alone.append(darts.best_epochs(curves).assign(seed=seed))
-        stage.save_table("history", history)
-        stage.save_table("ranking", darts.rank(history, pd.concat(alone)))
+        searched = [_search_once(run, stage, seed) for seed in range(config.seed, config.seed + config.head_seeds)]
+        history, scores, costs, correct = zip(*searched, strict=True)
+        scores, correct = pd.concat(scores), np.stack(correct)
+        ranking = selection.rank(scores, config.seed)
+        names = {"name": [head.name for head in HEADS], "activation": [head.activation for head in HEADS]}
+        stage.save_table("ranking", ranking.assign(**names))
+        stage.save_table("history", history[0])
+        stage.save_table("scores", scores)
+        stage.save_table("rules", selection.judge(scores, pd.concat(costs), correct, HEADS.index(LINEAR)))
+        chosen = selection.choose(scores, config.selection, config.seed)
+        heads, correct = [HEADS[chosen], LINEAR], correct[:, [chosen, HEADS.index(LINEAR)]]
+        table = pd.DataFrame(columns=["method", "name", "accuracy"])
+        if config.head_space == "large":
+            table, heads, correct = _search_layered(run, stage, HEADS[chosen])
+        stage.save_table("layered", table)
+        write_json(stage.path("choice.json"), _take(config, heads, correct))
         stage.finish()
         for checkpoint in stage.folder.glob("*.pt"):
             checkpoint.unlink()
-    ranking = stage.table("ranking")
-    return HeadSearch(stage.table("history"), ranking, HEADS[int(ranking["alpha"].idxmax())])
+    choice = read_json(stage.path("choice.json"))
+    head = read_head(choice.pop("head"))
+    tables = (stage.table(name) for name in ("history", "ranking", "rules", "layered"))
+    return HeadSearch(*tables, head, pd.Series(choice))
+
+
+def _search_once(run: Run, stage: Stage, seed: int) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, np.ndarray]:
+    """One seed's search and trainings over the 37: history, scores of each rule, its seconds, and which validation
+    images each operation, trained alone, classifies correctly (operations, images)."""
+    config, features, device = run.config, extract_features(run), run.device
+    train, validation = feature_loaders(run, features)
+    new_bank = partial(_new_bank, run, features, HEADS, seed)
+    supernet = MixedOperation(new_bank(), temperature=config.temperature, normalize=config.normalize).to(device)
+    history = darts.search(
+        supernet,
+        train,
+        loader(validation.dataset, config.batch_size, torch.Generator()),
+        config.darts_epochs,
+        weight_lr=config.weight_lr,
+        alpha_lr=config.alpha_lr,
+        unrolled=config.unrolled,
+        seed=seed,
+        device=device,
+        checkpoint=stage.path(f"supernet_{seed}.pt"),
+    )
+    bank, checkpoint = new_bank(), stage.path(f"alone_{seed}.pt")
+    curves, correct = _train_alone(run, features, bank, seed, checkpoint=checkpoint)
+    start = time.perf_counter()
+    options = {"lr": config.alone_lr, "seed": seed, "device": device}
+    survival = successive_halving(new_bank(), train, validation, config.alone_epochs, **options)
+    seconds = {"alpha": history.attrs["seconds"], "halving": time.perf_counter() - start}
+    seconds |= {"perturbation": seconds["alpha"], "alone": curves.attrs["seconds"]}
+    seconds["one epoch"] = seconds["alone"] / config.alone_epochs
+    scores = pd.DataFrame(
+        {
+            "seed": seed,
+            "operation": range(len(HEADS)),
+            "alpha": supernet.alpha.detach().cpu().numpy(),
+            "perturbation": darts.perturbation(supernet, validation, device),
+            "one epoch": curves.loc[curves["epoch"] == 1, "validation_accuracy"].to_numpy(),
+            "halving": survival,
+            "alone": best_epochs(curves),
+        }
+    )
+    return history, scores, pd.DataFrame({"seed": seed, "rule": seconds.keys(), "seconds": seconds.values()}), correct
+
+
+def _search_layered(run: Run, stage: Stage, chosen: Head) -> tuple[pd.DataFrame, list[Head], np.ndarray]:
+    """The larger space searched in three ways with each seed, and all that they found trained alone like the `chosen`
+    one of the 37: a table of them, and the best of all and the linear head with the images that they get right."""
+    config, features = run.config, extract_features(run)
+    seeds = range(config.seed, config.seed + config.head_seeds)
+    train, validation = feature_loaders(run, features)
+    validation = loader(validation.dataset, config.batch_size, torch.Generator())
+    options = {"weight_lr": config.weight_lr, "alpha_lr": config.alpha_lr, "darts_epochs": config.darts_epochs}
+    options |= {"epochs": config.alone_epochs, "lr": config.alone_lr, "temperature": config.temperature}
+    sizes = features.train.shape[1], len(features.classes)
+    found = []
+    for seed in seeds:
+        options |= {"seed": seed, "device": run.device, "checkpoint": stage.path(f"layered_{seed}.pt")}
+        found.append(layered.contest(train, validation, *sizes, **options))
+    table = pd.concat(found, ignore_index=True)
+    heads = [*table.pop("head"), chosen, LINEAR]
+    table = pd.concat([table, pd.DataFrame({"method": ["one of the 37", "linear"]})], ignore_index=True)
+    correct = np.stack([_train_alone(run, features, _new_bank(run, features, heads, s), s)[1] for s in seeds])
+    accuracy = correct.mean(axis=2)
+    table = table.assign(name=[head.name for head in heads], accuracy=accuracy.mean(axis=0), std=accuracy.std(axis=0))
+    best = int(table["accuracy"].argmax())
+    return table, [heads[best], LINEAR], correct[:, [best, len(heads) - 1]]
+
+
+def _take(config: Config, heads: list[Head], correct: np.ndarray) -> dict:
+    """The choice between the head that was chosen and the linear one, and why."""
+    accuracy = correct.mean(axis=(0, 2)).tolist()
+    p = selection.paired_test(correct[:, 0], correct[:, 1])
+    beaten = accuracy[0] > accuracy[1] and p < 0.05
+    head = LINEAR if config.keep_linear and not beaten else heads[0]
+    row = {"rule": config.selection, "chosen": heads[0].name, "accuracy": accuracy[0], "linear": accuracy[1], "p": p}
+    return row | {"taken": head.name, "head": asdict(head)}
+
+
+def _new_bank(run: Run, features: Features, heads: list[Head], seed: int) -> HeadBank:
+    build = partial(HeadBank, heads, features.train.shape[1], len(features.classes))
+    return seeded(seed, build).to(run.device)
+
+
+def _train_alone(run: Run, features: Features, bank: HeadBank, seed: int, **options) -> tuple[pd.DataFrame, np.ndarray]:
+    """Learning curves of the heads of `bank`, and which validation images each gets right (heads, images)."""
+    train, validation = feature_loaders(run, features)
+    optimizer = make_optimizer(bank, "adam", run.config.alone_lr, weight_decay=0.0)
+    options |= {"seed": seed, "device": run.device, "description": f"{len(bank.heads)} heads alone, seed {seed}"}
+    curves = fit(bank, optimizer, train, validation, run.config.alone_epochs, **options)
+    logits, labels = predict(bank, validation, run.device)
+    return curves, (logits.argmax(-1) == labels).numpy()
 
 
 def tune_head(run: Run) -> Study:
-    """The study of how to train the chosen head on the feature data set, judged by its validation loss."""
-    stage = open_stage(run, "7_head_tuning")
+    """The study of how to train the chosen head on the feature data set, judged by its validation loss; `head_batch`
+    trials are trained at once, in a bank."""
+    stage, config = open_stage(run, "7_head_tuning"), run.config
     study = new_study(run, stage, HEAD_SPACE, HEAD_FIRST)
     if not stage.done:
         features, head = extract_features(run), search_head(run).head
 
-        def objective(configuration: dict) -> dict:
-            return outcome(_fit_head(run, features, head, configuration, description="trial")[1])
+        def objective(configurations: list[dict]) -> list[dict]:
+            module = seeded(config.seed, lambda: head.build(features.train.shape[1], len(features.classes)))
+            options = {"kinds": [one["optimizer"] for one in configurations], "modules": [module] * len(configurations)}
+            heads = [head] * len(configurations)
+            bank = HeadBank(heads, features.train.shape[1], len(features.classes), **options).to(run.device)
+            optimizer, loaders = BankOptimizer(bank, configurations), feature_loaders(run, features)
+            options = {"seed": config.seed, "device": run.device, "description": f"{len(heads)} trials"}
+            curves = fit(bank, optimizer, *loaders, config.head_epochs, **options)
+            return [outcome(curves[curves["model"] == number]) for number in range(len(heads))]
 
-        study.run(objective, run.config.head_trials, "Bayesian optimisation 2")
+        study.run_batches(objective, config.head_trials, config.head_batch, "Bayesian optimisation 2")
         stage.finish()
     return study
 

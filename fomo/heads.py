@@ -1,108 +1,129 @@
-"""The candidate operations: 36 MLPs and one plain linear layer by index, and all of them computed at once."""
+"""The candidate heads: the report's 36 MLPs and one plain linear layer by index, and any other MLP by its blocks."""
 
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import product
 
 import torch
 from torch import nn
 
-ACTIVATIONS = {"ReLU": nn.ReLU, "Tanh": nn.Tanh, "Sigmoid": nn.Sigmoid}
+ACTIVATIONS = {"ReLU": nn.ReLU, "GELU": nn.GELU, "SiLU": nn.SiLU, "Tanh": nn.Tanh, "Sigmoid": nn.Sigmoid}
+NORMS = {"none": None, "batch": nn.BatchNorm1d, "layer": nn.LayerNorm}
 HIDDEN_SIZES = (32, 64, 128, 256)
 LAYER_NUMBERS = (2, 3, 4)  # of Linear layers
 
 
 @dataclass(frozen=True)
-class Head:
-    """One candidate: an MLP of `layers` Linear layers, `hidden` wide, with `activation` between; 1 layer is linear."""
+class Block:
+    """A hidden layer: Linear, norm (none, batch, layer), activation, dropout; plus its own input if `residual`."""
 
-    hidden: int = 0
-    activation: str = ""
-    layers: int = 1
+    activation: str
+    norm: str = "none"
+    dropout: float = 0.0
+    residual: bool = False
+
+    def __post_init__(self):
+        for what, name, known in (("activation", self.activation, ACTIVATIONS), ("norm", self.norm, NORMS)):
+            if name not in known:
+                raise ValueError(f"unknown {what} {name!r}; choose from {', '.join(known)}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout}; it must be at least 0 and less than 1")
 
     @property
     def name(self) -> str:
-        """A short name for tables and axes."""
-        return "linear" if self.layers == 1 else f"{self.hidden} {self.activation} x{self.layers}"
+        """A short name, such as ReLU, or GELU+batch+res+drop0.2."""
+        extras = [self.norm] * (self.norm != "none") + ["res"] * self.residual
+        return "+".join([self.activation, *extras] + [f"drop{self.dropout:g}"] * (self.dropout > 0))
+
+    def build(self, inputs: int, outputs: int) -> list[nn.Module]:
+        """The modules: (batch, inputs) -> (batch, outputs)."""
+        modules = [nn.Linear(inputs, outputs)]
+        if self.norm != "none":
+            modules.append(NORMS[self.norm](outputs))
+        modules.append(ACTIVATIONS[self.activation]())
+        if self.dropout:
+            modules.append(nn.Dropout(self.dropout))
+        return [Residual(*modules)] if self.residual else modules
+
+
+class Residual(nn.Sequential):
+    """A block plus its own input, of the same shape."""
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return states + super().forward(states)
+
+
+@dataclass(frozen=True)
+class Head:
+    """One candidate: an MLP of `blocks`, each `hidden` wide, and a Linear layer to the classes; no block: linear.
+
+    The first block cannot be residual, for its input is of another width.
+    """
+
+    hidden: int = 0
+    blocks: tuple[Block, ...] = ()
+
+    def __post_init__(self):
+        if (self.hidden > 0) != bool(self.blocks):
+            raise ValueError(f"{len(self.blocks)} blocks of width {self.hidden}; give both, or neither (a linear head)")
+        if self.blocks and self.blocks[0].residual:
+            raise ValueError("the first block cannot be residual: features and hidden states differ in width")
+
+    @property
+    def layers(self) -> int:
+        """The number of Linear layers."""
+        return len(self.blocks) + 1
+
+    @property
+    def activation(self) -> str:
+        """The activation of the first block, or "linear"."""
+        return self.blocks[0].activation if self.blocks else "linear"
+
+    @property
+    def name(self) -> str:
+        """A short name for tables and axes, such as 128 Tanh x4 (4 Linear layers), or 256 ReLU+layer, GELU."""
+        if not self.blocks:
+            return "linear"
+        if len(set(self.blocks)) == 1:
+            return f"{self.hidden} {self.blocks[0].name} x{self.layers}"
+        return f"{self.hidden} {', '.join(block.name for block in self.blocks)}"
 
     def build(self, features: int, classes: int) -> nn.Sequential:
         """The network: features (batch, `features`) -> logits (batch, `classes`)."""
-        sizes = [features, *[self.hidden] * (self.layers - 1), classes]
-        modules = []
-        for number, (inputs, outputs) in enumerate(pairwise(sizes)):
-            modules += [ACTIVATIONS[self.activation]()] if number else []
-            modules.append(nn.Linear(inputs, outputs))
-        return nn.Sequential(*modules)
+        modules, width = [], features
+        for block in self.blocks:
+            modules += block.build(width, self.hidden)
+            width = self.hidden
+        return nn.Sequential(*modules, nn.Linear(width, classes))
 
     def describe(self, features: int, classes: int) -> str:
         """The architecture in the report's form, such as Linear(512, 32), ReLU, Linear(32, 7)."""
-        return ", ".join(
-            f"Linear({module.in_features}, {module.out_features})" if isinstance(module, nn.Linear) else self.activation
-            for module in self.build(features, classes)
-        )
+        return ", ".join(_describe(module) for module in self.build(features, classes))
+
+
+def _describe(module: nn.Module) -> str:
+    if isinstance(module, nn.Linear):
+        return f"Linear({module.in_features}, {module.out_features})"
+    if isinstance(module, Residual):
+        return f"Residual({', '.join(_describe(part) for part in module)})"
+    return f"Dropout({module.p:g})" if isinstance(module, nn.Dropout) else type(module).__name__
+
+
+def mlp(hidden: int, activation: str, layers: int) -> Head:
+    """The plain MLP of so many Linear layers, `hidden` wide, with `activation` between; of 1 layer: linear."""
+    return Head(hidden, (Block(activation),) * (layers - 1)) if layers > 1 else LINEAR
+
+
+def read_head(description: dict) -> Head:
+    """The head that `description`, its fields, came from; or that of a model stored before heads had blocks."""
+    if "blocks" not in description:
+        return mlp(**description)
+    return Head(description["hidden"], tuple(Block(**block) for block in description["blocks"]))
 
 
 LINEAR = Head()
 
 # The report's 37: hidden size outermost, then activation, then layer number; the plain linear layer is last.
 HEADS = [
-    *(Head(hidden, name, layers) for hidden in HIDDEN_SIZES for name in ACTIVATIONS for layers in LAYER_NUMBERS),
+    *(mlp(*choice) for choice in product(HIDDEN_SIZES, ("ReLU", "Tanh", "Sigmoid"), LAYER_NUMBERS)),
     LINEAR,
 ]
-
-
-class HeadBank(nn.Module):
-    """All 37 heads at once: features (batch, features) -> logits (37, batch, classes), in the order of `HEADS`.
-
-    The first layers of all heads see the same input, so they are one matrix product; deeper layers are batched
-    products over the heads of one width. The initial weights are those of 37 separate modules built in order.
-    """
-
-    def __init__(self, features: int, classes: int):
-        super().__init__()
-        linears = [
-            [module for module in head.build(features, classes) if isinstance(module, nn.Linear)] for head in HEADS
-        ]
-        first = [layers[0] for layers in linears]
-        self.first_weight = nn.Parameter(torch.cat([layer.weight.detach() for layer in first]))  # (4320 + classes, in)
-        self.first_bias = nn.Parameter(torch.cat([layer.bias.detach() for layer in first]))
-        self.weights, self.biases = nn.ParameterDict(), nn.ParameterDict()
-        for hidden in HIDDEN_SIZES:
-            for depth in (2, 3, 4):  # the layer that is the depth-th of its head, counted from 1
-                middle = [n for n, head in enumerate(HEADS) if head.hidden == hidden and head.layers > depth]
-                if middle:
-                    self._stack(f"{hidden}_{depth}", [linears[n][depth - 1] for n in middle])
-            last = [n for n, head in enumerate(HEADS) if head.hidden == hidden]
-            self._stack(f"{hidden}_last", [linears[n][-1] for n in last])
-
-    def _stack(self, key: str, layers: list[nn.Linear]) -> None:
-        """Stores layers of one shape as weight (layers, in, out) and bias (layers, 1, out)."""
-        self.weights[key] = nn.Parameter(torch.stack([layer.weight.detach().T for layer in layers]).contiguous())
-        self.biases[key] = nn.Parameter(torch.stack([layer.bias.detach()[None] for layer in layers]))
-
-    def _linear(self, key: str, inputs: torch.Tensor) -> torch.Tensor:
-        return torch.baddbmm(self.biases[key], inputs, self.weights[key])
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        first = nn.functional.linear(features, self.first_weight, self.first_bias)
-        sizes = [9 * hidden for hidden in HIDDEN_SIZES]
-        *blocks, linear = first.split([*sizes, first.shape[1] - sum(sizes)], dim=1)
-        logits = []
-        for hidden, block in zip(HIDDEN_SIZES, blocks, strict=True):
-            states = block.view(len(features), 9, hidden).transpose(0, 1)  # (heads of this width, batch, hidden)
-            logits.append(self._linear(f"{hidden}_last", self._deepen(hidden, states)))
-        return torch.cat([*logits, linear[None]])
-
-    def _deepen(self, hidden: int, states: torch.Tensor) -> torch.Tensor:
-        """The last hidden states (9, batch, hidden) of the heads of one width, from their first pre-activations.
-
-        A head's place among the nine is 3 x activation + layer number - 2.
-        """
-        states = states.unflatten(0, (3, 3))  # (activation, layer number, batch, hidden)
-        ended = []
-        for depth in (2, 3, 4):
-            states = torch.stack([build()(part) for build, part in zip(ACTIVATIONS.values(), states, strict=True)])
-            ended.append(states[:, 0])  # the heads whose next layer is their last
-            if depth < 4:
-                deeper = self._linear(f"{hidden}_{depth}", states[:, 1:].flatten(0, 1))
-                states = deeper.unflatten(0, (3, 4 - depth))
-        return torch.stack(ended, dim=1).flatten(0, 1)

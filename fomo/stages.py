@@ -1,8 +1,10 @@
 """What the stages share: what each is bound to, how a trained network is stored, how a study is begun and told."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import nn
@@ -18,12 +20,21 @@ STAGES = {
     "2_finetuning": ("1_preprocessing", ("backbone", "weights", "rotation", "batch_size", "balance", "epochs")),
     "3_bayesian_optimization": (
         "1_preprocessing",
-        ("backbone", "weights", "rotation", "batch_size", "balance", "trials", "trial_epochs", "initial_trials"),
+        (
+            *("backbone", "weights", "rotation", "batch_size", "balance"),
+            *("trials", "trial_epochs", "initial_trials", "prune", "trial_seconds"),
+        ),
     ),
-    "4_best_finetuning": ("3_bayesian_optimization", ("epochs",)),
+    "4_best_finetuning": ("3_bayesian_optimization", ("epochs", "finalists")),
     "5_features": ("4_best_finetuning", ()),
-    "6_darts": ("5_features", ("darts_epochs", "weight_lr", "alpha_lr", "alone_seeds", "alone_epochs", "alone_lr")),
-    "7_head_tuning": ("6_darts", ("head_trials", "head_epochs")),
+    "6_darts": (
+        "5_features",
+        (
+            *("darts_epochs", "weight_lr", "alpha_lr", "unrolled", "temperature", "normalize"),
+            *("head_seeds", "alone_epochs", "alone_lr", "selection", "keep_linear", "head_space"),
+        ),
+    ),
+    "7_head_tuning": ("6_darts", ("head_trials", "head_epochs", "head_batch")),
     "8_head": ("7_head_tuning", ()),
     "9_evaluation": ("8_head", ("bootstrap",)),
 }
@@ -61,7 +72,8 @@ def store_trained(stage: Stage, model: nn.Module, history: pd.DataFrame) -> None
     save_state(stage.path("weights.pt"), model.state_dict())
     stage.save_table("history", history)
     stage.finish()
-    stage.path("checkpoint.pt").unlink(missing_ok=True)
+    for checkpoint in stage.folder.glob("checkpoint*.pt"):
+        checkpoint.unlink()
 
 
 def load_trained(run: Run, stage: Stage, model: nn.Module, configuration: dict) -> Trained:
@@ -83,7 +95,9 @@ def new_study(run: Run, stage: Stage, space: dict, first: dict) -> Study:
 
 
 def outcome(history: pd.DataFrame) -> dict:
-    """A trial's row in the table: its losses and accuracy at the epoch of lowest validation loss."""
+    """A trial's row in the table: its losses and accuracy at the epoch of lowest validation loss, if any is finite."""
+    if not np.isfinite(history["validation_loss"]).any():
+        return {"objective": math.inf}
     best = history.loc[history["validation_loss"].idxmin()]
     names = ("train_loss", "validation_loss", "validation_accuracy")
     return {"objective": float(best["validation_loss"])} | {name: float(best[name]) for name in names}

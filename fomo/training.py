@@ -1,5 +1,7 @@
 """The training loop, for every network that fomo trains; its checkpoints, and the pass that evaluates."""
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from fomo.artifacts import load_state, save_state
+from fomo.bank import HeadBank
 
 
 class DivergedError(ArithmeticError):
@@ -45,25 +48,33 @@ def fit(
     seed: int,
     device: torch.device,
     checkpoint: Path | None = None,
+    report: Callable[[float, float], None] | None = None,
     description: str = "training",
 ) -> pd.DataFrame:
     """Trains `model` in place and leaves it at its epoch of lowest validation loss; returns its learning curves.
 
     The table has the columns epoch (from 1), model, train_loss (mean over the epoch's batches, augmentation included),
-    validation_loss and validation_accuracy. A `HeadBank` is several models in one (`model` = 0, 1, ...): their losses
-    add up, so each is trained as if alone, and "lowest" is that of the sum.
+    validation_loss and validation_accuracy; its `attrs` have the seconds that it took. A `HeadBank` is several models
+    in one (`model` = 0, 1, ...): their losses add up, so each is trained as if alone, and left at its own best epoch.
 
     With a `checkpoint`, an interrupted training goes on after its last whole epoch, to the same weights: whatever is
-    random in an epoch is drawn anew from `seed` and the epoch's number. Raises `DivergedError`.
+    random in an epoch is drawn anew from `seed` and the epoch's number. Raises `DivergedError` when no model has a
+    finite loss any more.
+
+    `report` is told (epochs so far, loss), and may raise to end a hopeless training: after each quarter of the first
+    epoch but the last the mean training loss of that quarter, which is as honest as a validation loss, for these images
+    are still new to the network; after each epoch but the last the validation loss.
     """
-    history, best, best_state = [], float("inf"), None
+    history, best, best_state, start = [], None, None, time.perf_counter()
     if checkpoint and checkpoint.exists():
         stored = load_state(checkpoint, device)
         model.load_state_dict(stored["model"])
         optimizer.load_state_dict(stored["optimizer"])
-        history, best, best_state = stored["history"], stored["best"], stored["best_state"]
+        history, best, best_state = stored["history"], stored["best"].numpy(), stored["best_state"]
+        start -= stored["seconds"]
     done = len({row["epoch"] for row in history})
     total = epochs * len(train)
+    quarters = [len(train) * part // 4 for part in (1, 2, 3)] if len(train) >= 4 else []
     with tqdm(total=total, initial=done * len(train), desc=description, unit="batch", leave=False) as bar:
         for epoch in range(done + 1, epochs + 1):
             with torch.random.fork_rng():
@@ -79,19 +90,36 @@ def fit(
                     optimizer.step()
                     losses.append(loss.detach())
                     bar.update()
+                    if report and epoch == 1 and len(losses) in quarters:
+                        part = torch.stack(losses[-quarters[0] :]).mean()
+                        report(0.25 * (1 + quarters.index(len(losses))), float(part))
             train_loss = torch.stack(losses).mean(0).cpu().numpy()
             validation_loss, accuracy = evaluate(model, validation, device)
-            if not (np.isfinite(train_loss).all() and np.isfinite(validation_loss).all()):
+            if not np.isfinite(train_loss + validation_loss).any():
                 raise DivergedError(f"the loss is not finite in epoch {epoch}; a smaller learning rate may help")
             history += _rows(epoch, train_loss, validation_loss, accuracy)
-            if validation_loss.sum() < best:
-                best = float(validation_loss.sum())
-                best_state = {key: value.clone() for key, value in model.state_dict().items()}
+            better = validation_loss < (np.inf if best is None else best)
+            best_state = _keep(model, best_state, better)
+            best = validation_loss if best is None else np.fmin(best, validation_loss)
+            if report and epoch < epochs:
+                report(epoch, float(validation_loss.sum()))
             if checkpoint:
                 state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "history": history}
-                save_state(checkpoint, state | {"best": best, "best_state": best_state})
+                state |= {"best": torch.tensor(best), "best_state": best_state, "seconds": time.perf_counter() - start}
+                save_state(checkpoint, state)
     model.load_state_dict(best_state)
-    return pd.DataFrame(history)
+    curves = pd.DataFrame(history)
+    curves.attrs["seconds"] = time.perf_counter() - start
+    return curves
+
+
+def _keep(model: nn.Module, kept: dict | None, better: np.ndarray) -> dict:
+    """The state of `model` where it is better than the one `kept` so far; of a bank, head by head."""
+    if kept is None:
+        return {key: value.clone() for key, value in model.state_dict().items()}
+    if isinstance(model, HeadBank):
+        return model.merge(kept, better)
+    return {key: value.clone() for key, value in model.state_dict().items()} if better else kept
 
 
 def _rows(epoch: int, train_loss: np.ndarray, validation_loss: np.ndarray, accuracy: np.ndarray) -> list[dict]:
@@ -102,7 +130,7 @@ def _rows(epoch: int, train_loss: np.ndarray, validation_loss: np.ndarray, accur
 
 
 def evaluate(model: nn.Module, batches: DataLoader, device: torch.device) -> tuple[np.ndarray, np.ndarray]:
-    """(mean cross-entropy, accuracy) over `batches`; for a `HeadBank` two arrays of 37."""
+    """(mean cross-entropy, accuracy) over `batches`; for a `HeadBank` two arrays, one number a head."""
     logits, labels = predict(model, batches, device)
     accuracy = (logits.argmax(-1) == labels).double().mean(-1)
     return cross_entropy(logits.double(), labels).numpy(), accuracy.numpy()

@@ -1,225 +1,212 @@
-"""Bayesian optimisation of an objective that is passed in: search space, trials, study. Knows nothing of networks."""
+"""Bayesian optimisation of an objective that is passed in: a study of trials. Knows nothing of networks."""
 
 import math
 import time
-import warnings
+from collections import deque
 from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, Future, wait
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from bayes_opt import BayesianOptimization
-from bayes_opt.acquisition import ExpectedImprovement
 from scipy.stats import qmc
-from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 from tqdm import tqdm
 
 from fomo.artifacts import read_table, write_table
 from fomo.config import UserError
+from fomo.space import Choice, Space
+from fomo.surrogate import Surrogate
+from fomo.trials import InProcess, describe, run_trial
+
+PRUNE_FROM = 5  # trials that must have come to a point before another is measured by their median
+GRACE = 60.0  # seconds after its time limit that a worker has to say so itself; a new one imports torch first
 
 
-@dataclass(frozen=True)
-class Float:
-    """A number between `low` and `high`; with `log`, its logarithm is searched. `when` = (parameter, value): only then
-    does it act, and is None otherwise."""
+@dataclass
+class Pending:
+    """A trial under way."""
 
-    low: float
-    high: float
-    log: bool = False
-    when: tuple[str, str] | None = None
-
-    bounds = (0.0, 1.0)  # as the surrogate sees it
-
-    def decode(self, place: float) -> float:
-        """The value at `place` of the unit interval."""
-        if self.log:
-            return self.low * (self.high / self.low) ** place
-        return self.low + (self.high - self.low) * place
-
-    def encode(self, value: float | None) -> float:
-        """The place of `value`; an inactive one lies in the middle, so that the surrogate sees no difference there."""
-        if value is None:
-            return 0.5
-        if self.log:
-            return math.log(value / self.low) / math.log(self.high / self.low)
-        return (value - self.low) / (self.high - self.low)
-
-    def grid(self, count: int) -> list[float]:
-        return [self.decode(place) for place in np.linspace(0, 1, count)]
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One of a few values, words or integers, none of them nearer to another."""
-
-    choices: tuple
-    when: None = None
-
-    @property
-    def bounds(self) -> tuple:
-        return tuple(map(str, self.choices))
-
-    def decode(self, place: float):
-        """The value at `place` of the unit interval."""
-        return self.choices[min(int(place * len(self.choices)), len(self.choices) - 1)]
-
-    def encode(self, value) -> str:
-        return str(value)
-
-    def grid(self, count: int) -> list:
-        return list(self.choices)
-
-
-def describe(space: dict[str, Float | Choice]) -> pd.DataFrame:
-    """A search space as a table: parameter, range, scale, and where it acts."""
-    rows = []
-    for name, parameter in space.items():
-        if isinstance(parameter, Choice):
-            row = {"range": ", ".join(map(str, parameter.choices)), "scale": "choice"}
-        else:
-            row = {"range": f"{parameter.low:g} to {parameter.high:g}", "scale": "log" if parameter.log else "linear"}
-        row["acts"] = f"with {parameter.when[0]} {parameter.when[1]}" if parameter.when else "always"
-        rows.append({"parameter": name} | row)
-    return pd.DataFrame(rows)
-
-
-class SampledExpectedImprovement(ExpectedImprovement):
-    """Expected improvement, maximised over 10000 random points.
-
-    The library's differential evolution over spaces with categories takes about 2 seconds for a suggestion.
-    """
-
-    def suggest(self, *args, **kwargs) -> np.ndarray:
-        return super().suggest(*args, **kwargs | {"n_random": 10_000, "n_smart": 0})
+    number: int
+    configuration: dict
+    again: bool = False  # its worker died once before
+    started: float = 0.0
 
 
 class Study:
     """Trials of configurations from a search space, each chosen by what the earlier ones gave; lower is better.
 
     The initial design is `first`, the configuration to start with, then a scrambled Sobol sequence. After it, a
-    Gaussian process (Matern 5/2, a length scale for each parameter, fitted noise) models the objective on the unit
-    cube, and the next suggestion maximises expected improvement (Brochu et al., arXiv:1012.2599, eq. 4).
+    Gaussian process models the objective, and the next suggestion maximises (the logarithm of) expected improvement
+    (Brochu et al., arXiv:1012.2599, eq. 4).
 
-    The table of trials in the file `path` is the study's whole state: a suggestion depends on it and on `seed` alone,
-    so a study that was killed goes on as if it had not been.
+    The table of trials in the file `path` is the study's whole state, stored after each trial: a suggestion depends on
+    it and on `seed` alone, so a study that was killed goes on as if it had not been. `trial` counts the suggestions;
+    rows are in the order in which trials ended. `status` is complete, pruned (its objective is what it had come to),
+    diverged, timed out, or failed (with the `error`).
     """
 
-    def __init__(self, space: dict[str, Float | Choice], path: Path, *, seed: int, first: dict, initial: int):
+    def __init__(self, space: Space, path: Path, *, seed: int, first: dict, initial: int):
         self.space = space
         self.path = path
         self.seed = seed
         self.first = first
         self.initial = initial
-        self.trials = read_table(path) if path.exists() else pd.DataFrame()
+        self.trials = _recovered(path) if path.exists() else pd.DataFrame()
 
-    def run(self, objective: Callable[[dict], dict], trials: int, description: str = "trials") -> None:
+    def run(
+        self,
+        objective: Callable[[dict, Callable[[float, float], None]], dict],
+        trials: int,
+        description: str = "trials",
+        *,
+        prune: bool = False,
+        time_limit: float | None = None,
+        executor: Callable[[], Executor] = InProcess,
+        workers: int = 1,
+    ) -> None:
         """Goes on until there are `trials` trials.
 
-        `objective` takes a configuration and returns a dict with "objective" and whatever else belongs in the table.
-        Where it raises an ArithmeticError (a training that diverges), the trial is marked so, and the study goes on.
+        `objective` takes a configuration and a function report(at, loss), which it may call on the way, and returns a
+        dict with "objective" and whatever else belongs in the table. An ArithmeticError means that it diverged; any
+        other error fails the trial, and the study goes on, unless all of the initial design comes to nothing.
+
+        With `prune`, a trial whose reported loss is above the median of the others' at the same point is ended. A trial
+        is ended after `time_limit` seconds, too. Trials run in this process, or, up to `workers` at a time, on what
+        `executor` makes, such as `partial(ProcessPoolExecutor, 2)` or dask's `client.get_executor`; their objective
+        must then be picklable. A trial whose worker dies is run once more, by itself; then it has failed.
+        """
+        pool, pending, retries = executor(), {}, deque()
+        with tqdm(total=trials, initial=len(self.trials), desc=description, unit="trial", leave=False) as bar:
+            try:
+                while len(self.trials) < trials:
+                    alone = retries or any(trial.again for trial in pending.values())
+                    room = min(1 if alone else workers, trials - len(self.trials))
+                    while len(pending) < room:
+                        trial = retries.popleft() if retries else self._next(pending.values())
+                        task = (run_trial, objective, trial.configuration, self._medians() if prune else {}, time_limit)
+                        trial.started = time.monotonic()
+                        try:
+                            future = pool.submit(*task)
+                        except BrokenExecutor:  # a worker died; whose trial it was, the futures say
+                            pool = executor()
+                            future = pool.submit(*task)
+                        pending[future] = trial
+                    ended, hangs = _await(pending, time_limit)
+                    for future, row in ended:
+                        trial = pending.pop(future)
+                        if row["status"] == "died" and not trial.again:
+                            retries.append(Pending(trial.number, trial.configuration, again=True))
+                            continue
+                        self._add([trial], [row | {"status": "failed"} if row["status"] == "died" else row])
+                        bar.update()
+                    if hangs:
+                        _abandon(pool)
+                        pool = executor()
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+        self._check_any_complete()
+
+    def run_batches(
+        self, objective: Callable[[list[dict]], list[dict]], trials: int, size: int, description: str = "trials"
+    ) -> None:
+        """Goes on until there are `trials` trials, `size` of them at a time, which `objective` computes together.
+
+        It takes their configurations and returns, for each, what the objective of `run` does; a loss that is not finite
+        means that the trial diverged.
         """
         with tqdm(total=trials, initial=len(self.trials), desc=description, unit="trial", leave=False) as bar:
             while len(self.trials) < trials:
-                configuration = self.suggest()
-                start = time.perf_counter()
-                try:
-                    result = {"status": "complete"} | objective(configuration)
-                    if not math.isfinite(result["objective"]):
-                        result |= {"status": "diverged", "objective": math.inf}
-                except ArithmeticError:
-                    result = {"status": "diverged", "objective": math.inf}
-                row = {"trial": len(self.trials)} | configuration | result
-                row = {name: math.nan if value is None else value for name, value in row.items()}
-                row["seconds"] = round(time.perf_counter() - start, 2)
-                self.trials = pd.concat([self.trials, pd.DataFrame([row])], ignore_index=True)
-                write_table(self.path, self.trials)
-                bar.update()
-        if not (self.trials["status"] == "complete").any():
-            raise UserError(
-                f"all {trials} trials in {self.path} diverged; lower the learning rates of the search space"
-            )
+                batch, start = [], time.perf_counter()
+                while len(batch) < min(size, trials - len(self.trials)):
+                    batch.append(self._next(batch))
+                rows = objective([trial.configuration for trial in batch])
+                seconds = round((time.perf_counter() - start) / len(batch), 3)
+                for row in rows:
+                    finite = math.isfinite(row["objective"])
+                    row |= {"status": "complete"} if finite else {"status": "diverged", "objective": math.inf}
+                self._add(batch, [{"status": row.pop("status")} | row | {"seconds": seconds} for row in rows])
+                bar.update(len(batch))
+        self._check_any_complete()
+
+    def _next(self, pending) -> Pending:
+        """The next trial, numbered by the lowest number that is free."""
+        taken = {*self.trials.get("trial", ()), *(trial.number for trial in pending)}
+        number = next(number for number in count() if number not in taken)
+        return Pending(number, self._suggest(number, [trial.configuration for trial in pending]))
 
     def suggest(self) -> dict:
         """The configuration to try next."""
-        number = len(self.trials)
+        return self._next(()).configuration
+
+    def _suggest(self, number: int, pending: list[dict]) -> dict:
         if number == 0:
             return self.first
-        if number < self.initial or not np.isfinite(self.trials["objective"]).any():
+        if number < self.initial or not (self.trials.get("status", pd.Series(dtype=str)) == "complete").any():
             sobol = qmc.Sobol(len(self.space), rng=np.random.default_rng(self.seed))
-            point = sobol.fast_forward(number - 1).random(1)[0] if number > 1 else sobol.random(1)[0]
-            return self._activate({name: p.decode(x) for (name, p), x in zip(self.space.items(), point, strict=True)})
-        point = self._surrogate().suggest()
-        decoded = {}
-        for name, parameter in self.space.items():
-            if isinstance(parameter, Float):
-                decoded[name] = float(parameter.decode(point[name]))
-            else:
-                decoded[name] = next(choice for choice in parameter.choices if str(choice) == point[name])
-        return self._activate(decoded)
+            return self.space.decode(sobol.random(2 ** math.ceil(math.log2(number + 1)))[number - 1])
+        return self._surrogate((1000 * self.seed + number) % 2**32, pending).suggest()
 
-    def _activate(self, configuration: dict) -> dict:
-        """`configuration` with None for the parameters that do not act in it."""
-        return {
-            name: value if not (when := self.space[name].when) or configuration[when[0]] == when[1] else None
-            for name, value in configuration.items()
-        }
+    def _surrogate(self, seed: int = 0, pending=()) -> Surrogate:
+        """The surrogate of all trials so far. One that was pruned would have ended in the worse half, at least."""
+        losses, complete = self.trials["objective"].copy(), self.trials["status"] == "complete"
+        pruned = self.trials["status"] == "pruned"
+        losses[pruned] = losses[pruned].clip(lower=losses[complete].median())
+        configurations = [self.configuration(trial) for trial in self.trials["trial"]]
+        return Surrogate(self.space, configurations, losses, seed=seed, pending=pending)
+
+    def _medians(self) -> dict[float, float]:
+        """What the trials so far had reported at each point, in the median."""
+        columns = self.trials.filter(like="after_")
+        return {float(name[6:]): loss.median() for name, loss in columns.items() if loss.count() >= PRUNE_FROM}
+
+    def _add(self, trials: list[Pending], rows: list[dict]) -> None:
+        table = []
+        for trial, row in zip(trials, rows, strict=True):
+            values = {"trial": trial.number} | trial.configuration | row
+            values["seconds"] = values.pop("seconds")  # the last column
+            table.append({name: math.nan if value is None else value for name, value in values.items()})
+        self.trials = pd.concat([self.trials, pd.DataFrame(table)], ignore_index=True)
+        write_table(self.path, self.trials)
+        if len(self.trials) >= self.initial:
+            self._check_any_complete()
+
+    def _check_any_complete(self) -> None:
+        if not (self.trials["status"] == "complete").any():
+            ends = self.trials["status"].value_counts()
+            errors = self.trials.get("error", pd.Series(dtype=str)).dropna()
+            reason = f" ({errors.iloc[-1]})" if len(errors) else ""
+            raise UserError(
+                f"none of the {len(self.trials)} trials in {self.path} was completed: "
+                f"{', '.join(f'{number} {status}' for status, number in ends.items())}{reason}; "
+                "where they diverge, lower the learning rates of the search space; then delete the file to start anew"
+            )
 
     def configuration(self, trial: int) -> dict:
         """The configuration of a trial."""
         row = self.trials.set_index("trial").loc[trial]
-        values = {name: row[name] for name in self.space}
-        return {
-            name: None if pd.isna(value) else getattr(value, "item", lambda v=value: v)()
-            for name, value in values.items()
-        }
+        return {name: None if pd.isna(row[name]) else p.restore(row[name]) for name, p in self.space.items()}
 
-    def _surrogate(self) -> BayesianOptimization:
-        """The library's optimizer, told all trials so far. Its targets are negative losses, for it maximises."""
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Non-float parameters are experimental")
-            optimizer = BayesianOptimization(
-                None,
-                {name: parameter.bounds for name, parameter in self.space.items()},
-                acquisition_function=SampledExpectedImprovement(xi=0.0),
-                random_state=(1000 * self.seed + len(self.trials)) % 2**32,
-                verbose=0,
-                allow_duplicate_points=True,
-            )
-        dimensions = len(optimizer.space.bounds)
-        kernel = ConstantKernel(1.0, (0.1, 10)) * Matern(np.ones(dimensions), (0.1, 10), nu=2.5)
-        optimizer.set_gp_params(kernel=kernel + WhiteKernel(0.01, (1e-4, 1.0)), n_restarts_optimizer=2)
-        for trial, loss in zip(self.trials["trial"], self.clipped(), strict=True):
-            configuration = self.configuration(trial)
-            point = {name: parameter.encode(configuration[name]) for name, parameter in self.space.items()}
-            optimizer.register(point, -loss)
-        return optimizer
-
-    def clipped(self) -> np.ndarray:
-        """The objectives, with the worst cut off: a few huge losses would flatten all that the surrogate is to tell."""
-        losses = self.trials["objective"].to_numpy(dtype=float)
-        finite = losses[np.isfinite(losses)]
-        median = np.median(finite)
-        ceiling = median + 2 * (median - finite.min()) if len(finite) > 1 else finite.max()
-        return np.minimum(np.where(np.isfinite(losses), losses, np.inf), ceiling)
+    @property
+    def complete(self) -> pd.DataFrame:
+        """The trials that were completed."""
+        return self.trials[self.trials["status"] == "complete"]
 
     @property
     def best(self) -> pd.Series:
-        """The trial of lowest objective."""
-        return self.trials.loc[self.trials["objective"].idxmin()]
+        """The complete trial of lowest objective."""
+        return self.complete.loc[self.complete["objective"].idxmin()]
 
     def top(self, count: int) -> pd.DataFrame:
-        """The best `count` trials, best first."""
-        return self.trials.sort_values("objective").head(count)
-
-    def incumbent(self) -> pd.Series:
-        """The lowest objective up to each trial."""
-        return self.trials["objective"].cummin()
+        """The best `count` complete trials, best first."""
+        return self.complete.sort_values("objective", kind="stable").head(count)
 
     def slices(self, count: int = 40) -> pd.DataFrame:
         """How the objective depends on each parameter, by the surrogate: the others stay at the incumbent's values.
 
-        Columns: parameter, value (text for a choice), mean, std (of a new trial, its noise included).
+        Columns: parameter, value (text for a choice), and of a new trial there: median, and the ends low and high of
+        the band that it lies in with a probability of 95%.
         """
         surrogate = self._surrogate()
         incumbent = self.configuration(self.best["trial"])
@@ -227,9 +214,55 @@ class Study:
         for name, parameter in self.space.items():
             base = incumbent | ({parameter.when[0]: parameter.when[1]} if parameter.when else {})
             values = parameter.grid(count)
-            configurations = [self._activate(base | {name: value}) for value in values]
-            points = [{n: p.encode(c[n]) for n, p in self.space.items()} for c in configurations]
-            mean, std = surrogate.predict(points, return_std=True)
-            for value, m, s in zip(values, mean, std, strict=True):
-                rows.append({"parameter": name, "value": value, "mean": -m, "std": s})
+            filled = {n: p.decode(0.5) if base[n] is None else base[n] for n, p in self.space.items()}
+            predicted = surrogate.predict([self.space.activate(filled | {name: value}) for value in values])
+            for value, median, low, high in zip(values, *predicted, strict=True):
+                value = str(value) if isinstance(parameter, Choice) else value
+                rows.append({"parameter": name, "value": value, "median": median, "low": low, "high": high})
         return pd.DataFrame(rows)
+
+    def importance(self) -> pd.DataFrame:
+        """The share of the objective's variance (on the surrogate's scale) that each parameter is involved in; the
+        largest first. Columns: parameter, importance."""
+        table = pd.DataFrame({"parameter": list(self.space), "importance": self._surrogate().importance()})
+        return table.sort_values("importance", ascending=False, ignore_index=True)
+
+
+def _await(pending: dict[Future, Pending], time_limit: float | None) -> tuple[list[tuple[Future, dict]], bool]:
+    """The trials that have ended, each with its row, and whether a worker hangs.
+
+    A trial that is silent long after its time limit is given up, whatever its worker is doing.
+    """
+    limit = None if time_limit is None else time_limit + GRACE
+    oldest = min(trial.started for trial in pending.values())
+    if not any(future.done() for future in pending):  # `wait` overlooks those that are cancelled
+        wait(pending, None if limit is None else oldest + limit - time.monotonic(), FIRST_COMPLETED)
+    ended, hangs = [], False
+    for future, trial in sorted(pending.items(), key=lambda item: item[1].number):
+        if future.done():
+            error = CancelledError() if future.cancelled() else future.exception()
+            if isinstance(error, UserError) or not isinstance(error, Exception | None):
+                raise error
+            died = {"status": "died", "objective": math.inf, "error": describe(error), "seconds": math.nan}
+            ended.append((future, died if error else future.result()))
+        elif limit is not None and time.monotonic() - trial.started >= limit:
+            hangs = True
+            ended.append((future, {"status": "timed out", "objective": math.inf, "seconds": limit}))
+    return ended, hangs
+
+
+def _abandon(pool: Executor) -> None:
+    """Gives up a pool of which a worker hangs. Processes are killed, or Python could not exit; threads cannot be."""
+    processes = list((getattr(pool, "_processes", None) or {}).values())
+    for process in processes:
+        process.kill()  # all of their trials have died then
+    pool.shutdown(wait=False, cancel_futures=not processes)
+
+
+def _recovered(path: Path) -> pd.DataFrame:
+    """The table in `path`; a last line that was cut is left out, with its trial."""
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if whole != content:
+        path.write_bytes(whole)
+    return read_table(path) if whole.count(b"\n") > 1 else pd.DataFrame()

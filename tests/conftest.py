@@ -1,7 +1,11 @@
 """What the tests share: folders of their own, the toy data set, and one finished run on it."""
 
+import multiprocessing
+import os
 import shutil
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import matplotlib
@@ -62,3 +66,13 @@ def copied(finished, dataset, tmp_path) -> Run:
     """A copy of the finished run, of the test's own."""
     shutil.copytree(finished.root, tmp_path / "runs")
     return toys.tiny_run(dataset)
+
+
+@pytest.fixture(scope="session")
+def processes() -> partial:
+    """Makes a pool of two processes, forked from one that has imported fomo: so they begin at once."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["fomo.tuning", "pytest"])
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        pool.submit(os.getpid).result()
+    return partial(ProcessPoolExecutor, 2, mp_context=context)

@@ -24,6 +24,7 @@ ORDER = [
     "backbones",
     "features",
     "heads",
+    "bank",
     "training",
     "tuning",
     "darts",

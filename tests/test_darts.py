@@ -7,9 +7,10 @@ import torch
 import toys
 from torch.nn.functional import cross_entropy
 
+from fomo.bank import HeadBank
 from fomo.darts import MixedOperation, best_epochs, judge, rank, search
 from fomo.data import FeatureBatches, loader
-from fomo.heads import HEADS, HeadBank
+from fomo.heads import HEADS
 
 CPU = torch.device("cpu")
 RATES = {"weight_lr": 1e-3, "alpha_lr": 1e-2}
@@ -34,7 +35,7 @@ class Batches:
 @pytest.fixture
 def supernet():
     """A supernet in float64 whose alphas differ."""
-    supernet = MixedOperation(HeadBank(8, 3)).double()
+    supernet = MixedOperation(HeadBank(HEADS, 8, 3)).double()
     supernet.alpha.data = torch.randn(37, dtype=torch.float64)
     return supernet
 
@@ -46,7 +47,7 @@ def batch():
 
 def searched(checkpoint, batches=None, epochs=3, **rates):
     torch.manual_seed(0)
-    supernet = MixedOperation(HeadBank(8, 3))
+    supernet = MixedOperation(HeadBank(HEADS, 8, 3))
     options = RATES | rates | {"seed": 4, "device": CPU, "checkpoint": checkpoint}
     return supernet, search(supernet, *(batches or Batches()).loaders(), epochs, **options)
 
@@ -76,7 +77,7 @@ def test_supernet_is_the_softmax_weighted_sum_of_the_37_operations(batch):
     torch.manual_seed(1)
     heads = [head.build(8, 3).double() for head in HEADS]
     torch.manual_seed(1)
-    supernet = MixedOperation(HeadBank(8, 3)).double()
+    supernet = MixedOperation(HeadBank(HEADS, 8, 3)).double()
     supernet.alpha.data = torch.randn(37, dtype=torch.float64)
     shares = supernet.alpha.exp() / supernet.alpha.exp().sum()
     expected = sum(share * head(batch[0]) for share, head in zip(shares, heads, strict=True))
@@ -99,7 +100,7 @@ def test_alpha_gradient_is_that_of_central_finite_differences(supernet, batch):
 
 
 def test_alphas_start_at_zero():
-    assert MixedOperation(HeadBank(8, 3)).alpha.tolist() == [0.0] * 37
+    assert MixedOperation(HeadBank(HEADS, 8, 3)).alpha.tolist() == [0.0] * 37
 
 
 # ---- the search
@@ -107,7 +108,7 @@ def test_alphas_start_at_zero():
 
 def test_alpha_step_leaves_the_weights_untouched(tmp_path):
     torch.manual_seed(0)
-    initial = weights(MixedOperation(HeadBank(8, 3)))
+    initial = weights(MixedOperation(HeadBank(HEADS, 8, 3)))
     supernet, history = searched(tmp_path / "supernet.pt", weight_lr=0.0)
     assert same(weights(supernet), initial)
     assert (history.filter(like="alpha_").iloc[-1] != 0).all()
@@ -115,7 +116,7 @@ def test_alpha_step_leaves_the_weights_untouched(tmp_path):
 
 def test_weight_step_leaves_the_alphas_untouched(tmp_path):
     torch.manual_seed(0)
-    initial = weights(MixedOperation(HeadBank(8, 3)))
+    initial = weights(MixedOperation(HeadBank(HEADS, 8, 3)))
     supernet, history = searched(tmp_path / "supernet.pt", alpha_lr=0.0)
     assert not same(weights(supernet), initial)
     assert (history.filter(like="alpha_") == 0).all(axis=None)
@@ -124,7 +125,7 @@ def test_weight_step_leaves_the_alphas_untouched(tmp_path):
 def test_a_step_of_alpha_follows_validation_and_then_a_step_of_the_weights_follows_train(tmp_path):
     supernet, _ = searched(tmp_path / "supernet.pt", Batches(size=80), epochs=1)
     torch.manual_seed(0)
-    expected = MixedOperation(HeadBank(8, 3))
+    expected = MixedOperation(HeadBank(HEADS, 8, 3))
     alpha_optimizer = torch.optim.Adam([expected.alpha], RATES["alpha_lr"])
     weight_optimizer = torch.optim.Adam(expected.bank.parameters(), RATES["weight_lr"])
     train, validation = (next(iter(batches)) for batches in Batches(size=80).loaders())  # all images in one batch

@@ -27,7 +27,7 @@ RANKING = pd.DataFrame(
     {
         "operation": range(37),
         "name": [head.name for head in HEADS],
-        "activation": [head.activation or "linear" for head in HEADS],
+        "activation": [head.activation for head in HEADS],
         "alpha": np.linspace(-0.1, 0.1, 37),
         "accuracy": np.linspace(0.9, 0.1, 37),
         "std": 0.01,

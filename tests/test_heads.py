@@ -1,33 +1,13 @@
+import json
+from dataclasses import asdict
 from itertools import product
 
 import pytest
 import torch
-from torch.nn.functional import cross_entropy
 
-from fomo.heads import HEADS, Head, HeadBank
+from fomo.heads import HEADS, LINEAR, Block, Head, mlp, read_head
 
-FEATURES, CLASSES, BATCH = 12, 5, 16
-
-
-@pytest.fixture
-def separate():
-    """The 37 heads as separate modules, and the bank of the same seed."""
-    torch.manual_seed(1)
-    heads = [head.build(FEATURES, CLASSES) for head in HEADS]
-    torch.manual_seed(1)
-    return heads, HeadBank(FEATURES, CLASSES)
-
-
-def batch():
-    return torch.randn(BATCH, FEATURES), torch.randint(CLASSES, (BATCH,))
-
-
-def logits_of(heads, features):
-    return torch.stack([head(features) for head in heads])
-
-
-def total_loss(logits, labels):
-    return sum(cross_entropy(one, labels) for one in logits)
+GENERAL = Head(256, (Block("ReLU", "layer"), Block("GELU", "batch", 0.2, residual=True)))
 
 
 def test_order_is_the_reports_hidden_size_outermost_then_activation_then_layer_number():
@@ -50,48 +30,81 @@ def test_names_are_unique():
 @pytest.mark.parametrize(
     ("head", "text"),
     [
-        (Head(32, "ReLU", 2), "Linear(512, 32), ReLU, Linear(32, 7)"),
-        (Head(64, "Tanh", 3), "Linear(512, 64), Tanh, Linear(64, 64), Tanh, Linear(64, 7)"),
+        (mlp(32, "ReLU", 2), "Linear(512, 32), ReLU, Linear(32, 7)"),
+        (mlp(64, "Tanh", 3), "Linear(512, 64), Tanh, Linear(64, 64), Tanh, Linear(64, 7)"),
         (Head(), "Linear(512, 7)"),
+        (
+            GENERAL,
+            "Linear(512, 256), LayerNorm, ReLU, Residual(Linear(256, 256), BatchNorm1d, GELU, Dropout(0.2)), "
+            "Linear(256, 7)",
+        ),
     ],
 )
 def test_architecture_is_described_in_the_reports_form(head, text):
     assert head.describe(512, 7) == text
 
 
-def test_bank_starts_as_37_separate_modules_of_the_same_seed(separate):
-    heads, bank = separate
-    features, _ = batch()
-    torch.testing.assert_close(bank(features), logits_of(heads, features), atol=1e-5, rtol=0)
+@pytest.mark.parametrize(
+    ("head", "name"),
+    [
+        (GENERAL, "256 ReLU+layer, GELU+batch+res+drop0.2"),
+        (Head(32, (Block("SiLU", "batch"),) * 2), "32 SiLU+batch x3"),
+        (mlp(64, "GELU", 2), "64 GELU x2"),
+        (mlp(0, "", 1), "linear"),
+    ],
+)
+def test_name_says_what_differs_from_a_plain_mlp(head, name):
+    assert head.name == name
 
 
-def test_gradient_through_the_bank_is_that_of_37_separate_modules(separate):
-    heads, bank = separate
-    features, labels = batch()
-    gradients = []
-    for compute in (bank, lambda x: logits_of(heads, x)):
-        x = features.clone().requires_grad_()
-        total_loss(compute(x), labels).backward()
-        gradients.append(x.grad)
-    torch.testing.assert_close(*gradients, atol=1e-5, rtol=0)
-    norms = [sum(p.grad.pow(2).sum() for model in models for p in model.parameters()) for models in ([bank], heads)]
-    torch.testing.assert_close(*norms, rtol=1e-5, atol=0)
+def test_plain_head_is_a_sequence_whose_weights_are_drawn_in_order():
+    torch.manual_seed(0)
+    state = mlp(32, "Tanh", 3).build(8, 5).state_dict()
+    torch.manual_seed(0)
+    layers = [torch.nn.Linear(8, 32), torch.nn.Linear(32, 32), torch.nn.Linear(32, 5)]
+    expected = {
+        f"{2 * n}.{name}": value for n, layer in enumerate(layers) for name, value in layer.state_dict().items()
+    }
+    assert list(state) == list(expected)
+    assert all(torch.equal(state[name], value) for name, value in expected.items())
 
 
-def test_bank_has_the_weights_of_37_separate_modules_and_no_more(separate):
-    heads, bank = separate
-    counts = [sum(p.numel() for model in models for p in model.parameters()) for models in ([bank], heads)]
-    assert counts[0] == counts[1]
+def test_residual_block_adds_its_input():
+    head = Head(16, (Block("ReLU"), Block("ReLU", residual=True)))
+    module = head.build(8, 5)
+    module[2][0].weight.data.zero_()
+    module[2][0].bias.data.fill_(2)
+    features = torch.randn(3, 8)
+    torch.testing.assert_close(module(features), module[3](module[:2](features) + 2))
 
 
-def test_heads_of_a_trained_bank_are_those_trained_alone(separate):
-    heads, bank = separate
-    batches = [batch() for _ in range(10)]
-    for models, compute in (([bank], bank), (heads, lambda x: logits_of(heads, x))):
-        optimizer = torch.optim.Adam([p for model in models for p in model.parameters()], lr=1e-2)
-        for features, labels in batches:
-            optimizer.zero_grad()
-            total_loss(compute(features), labels).backward()
-            optimizer.step()
-    features, _ = batch()
-    torch.testing.assert_close(bank(features), logits_of(heads, features), atol=1e-4, rtol=0)
+@pytest.mark.parametrize("head", [*HEADS[::7], LINEAR, GENERAL])
+def test_head_is_read_back_from_its_description(head):
+    assert read_head(json.loads(json.dumps(asdict(head)))) == head
+
+
+@pytest.mark.parametrize(
+    ("description", "head"),
+    [
+        ({"hidden": 64, "activation": "Tanh", "layers": 3}, mlp(64, "Tanh", 3)),
+        ({"hidden": 0, "activation": "", "layers": 1}, LINEAR),
+    ],
+)
+def test_head_of_a_model_stored_before_there_were_blocks_is_read(description, head):
+    assert read_head(description) == head
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Block("Relu"), "unknown activation 'Relu'; choose from ReLU, GELU, SiLU, Tanh, Sigmoid"),
+        (lambda: Block("ReLU", "group"), "unknown norm 'group'; choose from none, batch, layer"),
+        (lambda: Block("ReLU", dropout=1.0), "dropout is 1.0"),
+        (lambda: Head(32, (Block("ReLU", residual=True),)), "first block cannot be residual"),
+        (lambda: Head(32), "0 blocks of width 32"),
+        (lambda: Head(0, (Block("ReLU"),)), "1 blocks of width 0"),
+    ],
+)
+def test_head_that_cannot_be_built_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

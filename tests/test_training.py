@@ -6,9 +6,10 @@ import toys
 from sklearn.metrics import log_loss
 
 from fomo.backbones import load_backbone
+from fomo.bank import HeadBank
 from fomo.classifier import Classifier
 from fomo.data import FeatureBatches, ImageBatches, loader
-from fomo.heads import HEADS, LINEAR, HeadBank
+from fomo.heads import HEADS, LINEAR
 from fomo.training import DivergedError, cross_entropy, evaluate, fit, make_optimizer, predict
 
 CPU = torch.device("cpu")
@@ -133,7 +134,7 @@ def test_loss_that_is_not_finite_raises():
 
 def test_heads_of_a_bank_have_the_learning_curves_of_heads_trained_alone():
     torch.manual_seed(3)
-    bank = HeadBank(6, 3)
+    bank = HeadBank(HEADS, 6, 3)
     curves = fit(bank, make_optimizer(bank, "adam", 1e-3, 0.0), *feature_loaders(), 3, seed=2, device=CPU)
     torch.manual_seed(3)
     heads = [head.build(6, 3) for head in HEADS]

@@ -20,15 +20,16 @@ SETTINGS = {
     "batch_size": 4,
     "epochs": 3,
     "trials": 3,
+    "finalists": 2,
     "initial_trials": 2,
     "darts_epochs": 2,
-    "alone_seeds": 2,
+    "head_seeds": 2,
     "alone_epochs": 1,
     "head_trials": 3,
     "head_epochs": 4,
     "bootstrap": 200,
 }
-SHORT = {"epochs": 1, "trials": 1, "darts_epochs": 1, "alone_seeds": 1, "head_trials": 1, "head_epochs": 1}
+SHORT = {"epochs": 1, "trials": 1, "darts_epochs": 1, "head_seeds": 1, "head_trials": 1, "head_epochs": 1}
 STAGES = (
     fomo.preprocess,
     fomo.finetune,

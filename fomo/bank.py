@@ -1,0 +1,278 @@
+"""Any heads computed and trained at once: the corresponding layers of all heads of a width are one batched product."""
+
+from collections.abc import Sequence
+from itertools import groupby
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fomo.heads import ACTIVATIONS, Block, Head
+
+
+class Stack(nn.Module):
+    """The corresponding layers of several heads, row by row; `heads` says whose: their places in the bank.
+
+    Linear layers have weight (heads, inputs, outputs) and bias (heads, 1, outputs); norms have (heads, 1, width).
+    """
+
+    def __init__(self, layers: list[nn.Module], heads: list[int]):
+        super().__init__()
+        self.heads = heads
+        states = [layer.state_dict() for layer in layers]
+        for name, value in layers[0].state_dict().items():
+            if value.dim():  # not the number of batches that a batch norm has seen: nothing reads it
+                rows = torch.stack([state[name].T if value.dim() == 2 else state[name][None] for state in states])
+                if name in ("weight", "bias"):
+                    self.register_parameter(name, nn.Parameter(rows.contiguous()))
+                else:
+                    self.register_buffer(name, rows)
+
+    def copy_to(self, layer: nn.Module, head: int) -> None:
+        """Gives `layer` the state that the bank has for this head."""
+        row = self.heads.index(head)
+        for name, value in layer.state_dict().items():
+            if value.dim():
+                stored = getattr(self, name)[row]
+                value.copy_(stored.T if value.dim() == 2 else stored[0])
+
+
+class Linears(Stack):
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return torch.baddbmm(self.bias, states, self.weight)
+
+
+class LayerNorms(Stack):
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return F.layer_norm(states, states.shape[-1:]) * self.weight + self.bias
+
+
+class BatchNorms(Stack):
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        flat = states.transpose(0, 1).flatten(1)  # (batch, heads x width): every unit of every head is a channel
+        state = (self.running_mean.view(-1), self.running_var.view(-1), self.weight.flatten(), self.bias.flatten())
+        return F.batch_norm(flat, *state, training=self.training).unflatten(1, states[:, 0].shape).transpose(0, 1)
+
+
+class Run(nn.Module):
+    """What follows the Linear layers of consecutive heads that have the same block here.
+
+    `ends`: (whether the heads end here, their number), for one part of the run after the other.
+    """
+
+    def __init__(self, block: Block, norms: Stack | None, ends: list[tuple[bool, int]]):
+        super().__init__()
+        self.block, self.norms, self.ends = block, norms, ends
+        self.activation = ACTIVATIONS[block.activation]()
+        self.size = sum(number for _, number in ends)
+
+    def forward(self, states: torch.Tensor, inputs: torch.Tensor) -> list[tuple[bool, torch.Tensor]]:
+        states = self.activation(states if self.norms is None else self.norms(states))
+        if self.block.dropout:
+            states = F.dropout(states, self.block.dropout, self.training)
+        if self.block.residual:
+            states = states + inputs
+        ended, numbers = zip(*self.ends, strict=True)
+        return list(zip(ended, states.split(numbers), strict=True))
+
+
+class Level(nn.Module):
+    """One block of every head that is at least so deep: states (heads, batch, inputs) -> states after it, in parts."""
+
+    def __init__(self, linears: Linears, runs: list[Run]):
+        super().__init__()
+        self.linears, self.runs = linears, nn.ModuleList(runs)
+        self.sizes = [run.size for run in runs]
+
+    def forward(self, states: torch.Tensor) -> list[tuple[bool, torch.Tensor]]:
+        parts = zip(self.runs, self.linears(states).split(self.sizes), states.split(self.sizes), strict=True)
+        return [part for run, after, before in parts for part in run(after, before)]
+
+
+class Width(nn.Module):
+    """All heads of one width: features (batch, features) -> logits (heads, batch, classes), as `last.heads` says.
+
+    `heads` are their places in the bank's list, equal blocks side by side; `layers` iterates over the layers of each.
+    """
+
+    def __init__(self, heads: list[int], blocks: dict, layers: dict):
+        super().__init__()
+        take = lambda heads: [next(layers[head]) for head in heads]  # noqa: E731
+        levels, alive, ended = [], [head for head in heads if blocks[head]], []
+        while alive:
+            depth = len(levels)
+            linears, runs = Linears(take(alive), alive), []
+            for block, run in groupby(alive, key=lambda head: blocks[head][depth]):
+                run = list(run)
+                kind = {"none": None, "batch": BatchNorms, "layer": LayerNorms}[block.norm]
+                ends = groupby(run, key=lambda head: len(blocks[head]) == depth + 1)
+                runs.append(Run(block, kind and kind(take(run), run), [(end, len(list(part))) for end, part in ends]))
+            levels.append(Level(linears, runs))
+            ended += [head for head in alive if len(blocks[head]) == depth + 1]
+            alive = [head for head in alive if len(blocks[head]) > depth + 1]
+        self.levels = nn.ModuleList(levels)
+        self.last = Linears(take(ended or heads), ended or heads)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        states = features.expand(len(self.last.heads), *features.shape)
+        ended = [] if len(self.levels) else [states]
+        for level in self.levels:
+            parts = level(states)
+            ended += [part for end, part in parts if end]
+            states = _join([part for end, part in parts if not end])
+        return self.last(_join(ended))
+
+
+def _join(parts: list[torch.Tensor]) -> torch.Tensor | None:
+    return torch.cat(parts) if len(parts) > 1 else next(iter(parts), None)
+
+
+class HeadBank(nn.Module):
+    """The heads in one: features (batch, features) -> logits (heads, batch, classes), in the order given.
+
+    The initial weights are those of separate modules built in this order. A head may be there many times. `kinds`, one
+    a head, tell which heads that differ in nothing else lie side by side: `BankOptimizer` is fast where these have the
+    same optimizer. Weights come from `modules`, one a head, where these are given.
+    """
+
+    def __init__(
+        self,
+        heads: Sequence[Head],
+        features: int,
+        classes: int,
+        *,
+        kinds: Sequence[str] | None = None,
+        modules: Sequence[nn.Module] | None = None,
+    ):
+        super().__init__()
+        self.heads, self.features, self.classes = list(heads), features, classes
+        modules = modules or [head.build(features, classes) for head in self.heads]
+        layers = {place: iter(_layers(module)) for place, module in enumerate(modules)}
+        blocks = {place: head.blocks for place, head in enumerate(self.heads)}
+        number: dict = {}  # blocks and kinds by first appearance; the heads with a common beginning are neighbours
+        keys = {
+            place: [number.setdefault(block, len(number)) for block in blocks[place]]
+            + [-1, number.setdefault(kinds[place] if kinds else "", len(number))]
+            for place in blocks
+        }
+        widths: dict[int, list[int]] = {}
+        for place in sorted(blocks, key=keys.get):
+            widths.setdefault(self.heads[place].hidden, []).append(place)
+        self.widths = nn.ModuleList(Width(places, blocks, layers) for places in widths.values())
+        order = torch.tensor([place for width in self.widths for place in width.last.heads])
+        self.register_buffer("order", order.argsort(), persistent=False)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return torch.cat([width(features) for width in self.widths])[self.order]
+
+    def stacks(self) -> list[Stack]:
+        """All layers that have weights, from the first to the last of each width."""
+        return [module for module in self.modules() if isinstance(module, Stack)]
+
+    def merge(self, kept: dict[str, torch.Tensor], better: Sequence[bool]) -> dict[str, torch.Tensor]:
+        """The state dict `kept`, in which the heads that are `better` now have their present state."""
+        for prefix, stack in self.named_modules():
+            if isinstance(stack, Stack):
+                rows = torch.tensor([bool(better[head]) for head in stack.heads])
+                for name, value in stack.state_dict().items():
+                    kept[f"{prefix}.{name}"][rows] = value[rows]
+        return kept
+
+    def select(self, places: Sequence[int]) -> "HeadBank":
+        """A bank of the heads at these places, as they are now."""
+        modules = [self.module(place) for place in places]
+        bank = HeadBank([self.heads[place] for place in places], self.features, self.classes, modules=modules)
+        return bank.to(self.widths[0].last.weight.device)
+
+    def module(self, place: int) -> nn.Module:
+        """The head at this place, alone: features (batch, features) -> logits (batch, classes)."""
+        with torch.random.fork_rng():
+            module = self.heads[place].build(self.features, self.classes)
+        module.to(self.widths[0].last.weight).train(self.training)
+        stacks = [stack for stack in self.stacks() if place in stack.heads]
+        for stack, layer in zip(stacks, _layers(module), strict=True):
+            stack.copy_to(layer, place)
+        return module
+
+
+def _layers(head: nn.Module) -> list[nn.Module]:
+    """The layers of a head that have weights, in order."""
+    return [module for module in head.modules() if next(module.parameters(recurse=False), None) is not None]
+
+
+class BankOptimizer:
+    """Trains every head of `bank` by a configuration of its own, as if by its own `training.make_optimizer`.
+
+    A configuration is {optimizer: adam, sgd or rmsprop, lr, weight_decay, momentum (of sgd; may be None)}. Heads do not
+    touch each other: one that diverges leaves the rest as they are.
+    """
+
+    def __init__(self, bank: HeadBank, configurations: Sequence[dict]):
+        self.parts = []
+        for stack in bank.stacks():
+            start = 0
+            for kind, run in groupby((configurations[head] for head in stack.heads), key=lambda one: one["optimizer"]):
+                run = list(run)
+                rows = slice(start, start := start + len(run))
+                self.parts += [Part(parameter, rows, kind, run) for parameter in stack.parameters()]
+        directions = {
+            kind: [part.direction for part in self.parts if part.kind == kind] for kind in ("adam", "rmsprop")
+        }
+        # At a learning rate of 1, from 0, an optimizer's step is its direction. RMSprop is Adam without the momentum
+        # and, as at step infinity, without the correction of the bias.
+        self.inner = {
+            kind: torch.optim.Adam(values, lr=1.0, betas=betas, fused=True)
+            for (kind, values), betas in zip(directions.items(), ((0.9, 0.999), (0.0, 0.99)), strict=True)
+            if values
+        }
+        for value in directions["rmsprop"]:
+            step = torch.tensor(torch.inf, device=value.device)
+            zeros = {name: torch.zeros_like(value) for name in ("exp_avg", "exp_avg_sq")}
+            self.inner["rmsprop"].state[value] = {"step": step} | zeros
+
+    def zero_grad(self) -> None:
+        for part in self.parts:
+            part.parameter.grad = None
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for part in self.parts:
+            part.prepare()
+        for optimizer in self.inner.values():
+            optimizer.step()
+        for part in self.parts:
+            part.parameter[part.rows].addcmul_(part.direction, part.lr)
+
+    def state_dict(self) -> dict:
+        inner = {kind: optimizer.state_dict() for kind, optimizer in self.inner.items()}
+        return inner | {"sgd": [part.direction for part in self.parts if part.kind == "sgd"]}
+
+    def load_state_dict(self, state: dict) -> None:
+        for kind, optimizer in self.inner.items():
+            optimizer.load_state_dict(state[kind])
+        for part, direction in zip([part for part in self.parts if part.kind == "sgd"], state["sgd"], strict=True):
+            part.direction.copy_(direction)
+
+
+class Part:
+    """Consecutive rows of a parameter whose heads have the same optimizer; `direction` is its step at lr 1."""
+
+    def __init__(self, parameter: nn.Parameter, rows: slice, kind: str, configurations: list[dict]):
+        self.parameter, self.rows, self.kind = parameter, rows, kind
+        self.direction = torch.zeros_like(parameter[rows])
+        self.lr, self.weight_decay, self.momentum = (
+            parameter.new_tensor([one.get(name) or 0.0 for one in configurations]).view(-1, 1, 1)
+            for name in ("lr", "weight_decay", "momentum")
+        )
+        self.decays = bool(self.weight_decay.any())
+
+    def prepare(self) -> None:
+        """Adds the weight decay to the gradient; the direction of sgd follows from it, that of the others is next."""
+        gradient = self.parameter.grad[self.rows]
+        if self.decays:
+            gradient.addcmul_(self.parameter[self.rows], self.weight_decay)
+        if self.kind == "sgd":
+            self.direction.mul_(self.momentum).sub_(gradient)
+        else:
+            self.direction.zero_()
+            self.direction.grad = gradient

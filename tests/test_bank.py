@@ -1,0 +1,207 @@
+import copy
+from functools import partial
+
+import pytest
+import torch
+from torch.func import functional_call
+
+from fomo.bank import BankOptimizer, HeadBank
+from fomo.data import FeatureBatches, loader
+from fomo.heads import HEADS, LINEAR, Block, Head, mlp
+from fomo.training import DivergedError, cross_entropy, fit, make_optimizer
+
+FEATURES, CLASSES, BATCH = 12, 5, 16
+CPU = torch.device("cpu")
+WIDE = [mlp(1024, "GELU", 2), Head(1024, (Block("ReLU", "layer"), Block("ReLU", "batch", residual=True)))]
+MIXED = [
+    LINEAR,
+    mlp(32, "ReLU", 2),
+    mlp(16, "GELU", 4),
+    Head(16, (Block("SiLU", "batch"), Block("Tanh", "layer", residual=True), Block("GELU", residual=True))),
+    mlp(32, "ReLU", 2),  # the same once more
+    Head(32, (Block("ReLU"), Block("GELU", "batch"))),
+    Head(32, (Block("SiLU"), Block("GELU", "batch"), Block("Sigmoid"))),
+    Head(32, (Block("GELU"), Block("GELU", "batch", residual=True), Block("Sigmoid", "layer"))),
+    Head(32, (Block("GELU"), Block("GELU", "batch", residual=True))),
+    LINEAR,
+    *WIDE,
+]
+
+
+def batch(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(BATCH, FEATURES, generator=generator)
+    return inputs, torch.randint(CLASSES, (BATCH,), generator=generator)
+
+
+def pair(heads, seed=1, **options):
+    """A bank, and the same heads as separate modules of the same seed."""
+    torch.manual_seed(seed)
+    modules = [head.build(FEATURES, CLASSES) for head in heads]
+    torch.manual_seed(seed)
+    return HeadBank(heads, FEATURES, CLASSES, **options), modules
+
+
+def together(modules, inputs):
+    return torch.stack([module(inputs) for module in modules])
+
+
+def configurations(count):
+    """So many different configurations of all three optimizers."""
+    choices = [("adam", 1e-3, None), ("sgd", 1e-1, 0.9), ("rmsprop", 1e-4, None), ("sgd", 1e-2, None)]
+    rows = [(*choices[number % 4], (0.0, 1e-2, 1e-4)[number % 3], 1 + number / count) for number in range(count)]
+    return [{"optimizer": o, "lr": lr * f, "momentum": m, "weight_decay": decay} for o, lr, m, decay, f in rows]
+
+
+def train(bank, modules, chosen, steps=88):
+    """Trains the bank by `BankOptimizer`, and the modules by optimizers of their own, on the same batches."""
+    alone = [make_optimizer(module, **one) for module, one in zip(modules, chosen, strict=True)]
+    for compute, optimizers in ((bank, [BankOptimizer(bank, chosen)]), (partial(together, modules), alone)):
+        for step in range(steps):
+            inputs, labels = batch(step)
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            cross_entropy(compute(inputs.to(next(bank.parameters()))), labels).sum().backward()
+            for optimizer in optimizers:
+                optimizer.step()
+
+
+def fitted(checkpoint=None, epochs=4, chosen=None, heads=MIXED[:6]):
+    torch.manual_seed(0)
+    chosen = chosen or configurations(len(heads))
+    bank = HeadBank(heads, FEATURES, CLASSES, kinds=[one["optimizer"] for one in chosen])
+    inputs, labels = (torch.cat(parts).numpy() for parts in zip(*(batch(n) for n in range(4)), strict=True))
+    batches = FeatureBatches(inputs, labels)
+    options = {"seed": 3, "device": CPU, "checkpoint": checkpoint}
+    loaders = loader(batches, BATCH, torch.Generator()), loader(batches, BATCH)
+    return bank, fit(bank, BankOptimizer(bank, chosen), *loaders, epochs, **options)
+
+
+# ---- forward and backward
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("heads", [MIXED, HEADS, [LINEAR], [mlp(32, "Tanh", 3)] * 5], ids=["mixed", "37", "one", "5"])
+def test_bank_computes_what_separate_modules_compute(heads, training):
+    bank, modules = pair(heads)
+    inputs, labels = batch()
+    if not training:
+        for step in range(3):  # running statistics that are not those of the start
+            bank(batch(step)[0]), together(modules, batch(step)[0])
+    for module in (bank, *modules):
+        module.train(training)
+    gradients = []
+    for compute in (bank, lambda x: together(modules, x)):
+        x = inputs.clone().requires_grad_()
+        logits = compute(x)
+        cross_entropy(logits, labels).sum().backward()
+        gradients.append(x.grad)
+    torch.testing.assert_close(bank(inputs), together(modules, inputs), atol=1e-5, rtol=0)
+    torch.testing.assert_close(*gradients, atol=1e-5, rtol=0)
+    for place, module in enumerate(modules):  # `module` puts what the bank has where it belongs: gradients too
+        for parameter in bank.parameters():
+            parameter.data = parameter.grad if place == 0 else parameter.data
+        for alone, banked in zip(module.parameters(), bank.module(place).parameters(), strict=True):
+            torch.testing.assert_close(banked, alone.grad, atol=1e-5, rtol=0, check_dtype=True)
+
+
+def test_any_order_of_the_heads_gives_the_logits_in_that_order():
+    _, modules = pair(MIXED)
+    inputs, _ = batch()
+    expected = HeadBank(MIXED, FEATURES, CLASSES, modules=modules)(inputs)
+    for seed in range(5):
+        order = torch.randperm(len(MIXED), generator=torch.Generator().manual_seed(seed)).tolist()
+        heads, kinds = [MIXED[place] for place in order], [str(place % 3) for place in order]
+        bank = HeadBank(heads, FEATURES, CLASSES, modules=[modules[place] for place in order], kinds=kinds)
+        torch.testing.assert_close(bank(inputs), expected[order], atol=1e-5, rtol=0)
+
+
+def test_module_is_one_head_alone_with_the_weights_of_the_bank():
+    bank, modules = pair(MIXED)
+    train(bank, modules, configurations(len(MIXED)), steps=3)
+    inputs, _ = batch(100)
+    torch.manual_seed(5)
+    alone = [bank.eval().module(place) for place in range(len(MIXED))]
+    torch.testing.assert_close(together(alone, inputs), bank(inputs), atol=1e-5, rtol=0)
+    assert all(list(a.state_dict()) == list(b.state_dict()) for a, b in zip(alone, modules, strict=True))
+    drawn = torch.rand(1)
+    torch.manual_seed(5)
+    assert drawn == torch.rand(1)  # the random numbers of the caller are left alone
+
+
+def test_dropout_acts_in_training_only_and_differs_from_head_to_head():
+    head = Head(64, (Block("ReLU", dropout=0.5),))
+    module = head.build(FEATURES, CLASSES)
+    bank = HeadBank([head] * 2, FEATURES, CLASSES, modules=[module] * 2)
+    inputs, _ = batch()
+    first, second = bank(inputs)
+    assert not torch.allclose(first, second)
+    torch.testing.assert_close(bank.eval()(inputs), together([module.eval()] * 2, inputs), atol=1e-5, rtol=0)
+
+
+def test_second_derivative_and_functional_call_are_those_of_separate_modules():
+    bank, modules = (part.double() if isinstance(part, HeadBank) else part for part in pair(MIXED[:9]))
+    modules = [module.double() for module in modules]
+    inputs, labels = batch()
+
+    def penalty(compute):
+        x = inputs.double().requires_grad_()
+        (slope,) = torch.autograd.grad(cross_entropy(compute(x), labels).sum(), x, create_graph=True)
+        return torch.autograd.grad(slope.square().sum(), x)[0]
+
+    state = dict(bank.named_parameters()) | {name: value.clone() for name, value in bank.named_buffers()}
+    expected = penalty(lambda x: together(modules, x))
+    torch.testing.assert_close(penalty(bank), expected)
+    torch.testing.assert_close(penalty(lambda x: functional_call(bank, state, (x,))), expected)
+
+
+# ---- training
+
+
+@pytest.mark.parametrize("sorted_by_optimizer", [True, False])
+def test_each_head_is_trained_as_by_an_optimizer_of_its_own(sorted_by_optimizer):
+    chosen = configurations(len(MIXED))
+    bank, modules = pair(MIXED, kinds=[one["optimizer"] for one in chosen] if sorted_by_optimizer else None)
+    for module in (bank, *modules):  # in float32, the rounding of a batch norm grows in 88 steps
+        module.double()
+    train(bank, modules, chosen)
+    for module in (bank, *modules):
+        module.eval()
+    inputs = batch(100)[0].double()
+    torch.testing.assert_close(bank(inputs), together(modules, inputs), atol=1e-9, rtol=0)
+
+
+def test_head_that_diverges_does_not_touch_the_others():
+    chosen = configurations(len(MIXED))
+    bank, modules = pair(MIXED)
+    calm = copy.deepcopy(bank)
+    train(calm, modules, chosen, steps=8)
+    wild = [1, 3, 8]
+    train(bank, modules, [one | {"lr": 1e30 if n in wild else one["lr"]} for n, one in enumerate(chosen)], steps=8)
+    inputs, _ = batch(100)
+    finite = bank.eval()(inputs).isfinite().all(-1).all(-1)
+    assert [place for place, fine in enumerate(finite) if not fine] == wild
+    torch.testing.assert_close(bank(inputs)[finite], calm.eval()(inputs)[finite], atol=1e-5, rtol=0)
+
+
+def test_fit_goes_on_with_one_diverged_head_and_raises_when_all_have_diverged():
+    chosen = configurations(6)
+    wild = {"optimizer": "sgd", "lr": 1e38, "weight_decay": 0.0, "momentum": 0.9}
+    _, curves = fitted(chosen=[wild, *chosen[1:]])
+    _, expected = fitted()
+    fine = curves[curves["model"] > 0].reset_index(drop=True)
+    assert curves[curves["model"] == 0]["validation_loss"].iloc[1:].isna().all()
+    torch.testing.assert_close(
+        *(torch.tensor(table.to_numpy()) for table in (fine, expected[expected["model"] > 0])), atol=1e-5, rtol=0
+    )
+    with pytest.raises(DivergedError):
+        fitted(chosen=[wild] * 6)
+
+
+def test_resumed_fit_of_a_bank_ends_at_the_same_weights(tmp_path):
+    whole, curves = fitted()
+    fitted(tmp_path / "checkpoint.pt", epochs=2)
+    resumed, resumed_curves = fitted(tmp_path / "checkpoint.pt")
+    assert curves.equals(resumed_curves)
+    states = whole.state_dict(), resumed.state_dict()
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
