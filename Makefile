@@ -24,7 +24,7 @@ ifneq ($(strip $(UNKNOWN)),)
 $(error unknown variable $(strip $(UNKNOWN)); choose from $(VARIABLES))
 endif
 
-.PHONY: help report inspect test bench notebooks lab clean
+.PHONY: help report inspect test bench evidence notebooks lab clean
 
 help:  ## this list
 	@echo "fomo: finetune, optimise, search"
@@ -45,8 +45,12 @@ test: $(VENV)/installed  ## style, unit tests, and all notebooks against their s
 inspect: $(VENV)/installed  ## what is in a data set, and what is wrong with it; make inspect DATASET=path/to/folder
 	@$(BIN)/python -m fomo inspect "$(DATASET)"
 
-bench: $(VENV)/installed  ## what loading costs beside training, on this machine
+bench: $(VENV)/installed  ## what loading costs, and what a bank of heads saves, on this machine
 	@$(BIN)/python -m fomo bench --dataset "$(DATASET)"
+
+evidence: $(VENV)/installed  ## what the searches are worth, with many seeds: hours, unless data/results has it
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[evidence]"
+	@$(BIN)/python -m fomo evidence
 
 notebooks: $(VENV)/installed  ## executes the notebooks in place: the outputs that are committed
 	TQDM_DISABLE=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace \

@@ -22,7 +22,7 @@ from fomo import figures, metrics
 from fomo.artifacts import Run
 from fomo.classifier import load_model
 from fomo.evaluation import evaluate
-from fomo.finetuning import finetune, finetune_best, optimize_finetuning
+from fomo.finetuning import finetune, finetune_best, optimize_finetuning, race
 from fomo.head_search import extract_features, search_head, train_head, tune_head
 from fomo.inspection import inspect
 from fomo.preprocessing import preprocess
@@ -39,6 +39,7 @@ __all__ = [
     "metrics",
     "optimize_finetuning",
     "preprocess",
+    "race",
     "search_head",
     "train_head",
     "tune_head",

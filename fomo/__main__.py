@@ -2,10 +2,11 @@
 
 import argparse
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from fomo.artifacts import Run
-from fomo.bench import loading
+from fomo.bench import heads, loading
 from fomo.config import DATASETS, PRESETS, UserError
 from fomo.inspection import inspect
 
@@ -25,9 +26,10 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--balance", default="none", help="classes of unequal size: none, sampler")
     command = commands.add_parser("inspect", help="what is in a data set, and what is wrong with it")
     command.add_argument("dataset", help=f"{', '.join(DATASETS)}, or a folder, or a table (csv)")
-    command = commands.add_parser("bench", help="what loading costs beside training")
+    command = commands.add_parser("bench", help="what loading costs beside training, and what a bank of heads saves")
     command.add_argument("--dataset", default="fashion_sample", help=f"{', '.join(DATASETS)}, a folder or a table")
     command.add_argument("--image-size", type=int, default=128, help="in pixels")
+    commands.add_parser("evidence", help="what the searches are worth, with many seeds; about two hours")
     given = parser.parse_args(arguments)
     for stream in (sys.stdout, sys.stderr):  # a file's name may be no text at all
         stream.reconfigure(errors="backslashreplace")
@@ -39,6 +41,9 @@ def main(arguments: list[str] | None = None) -> int:
         elif given.command == "bench":
             run = Run(given.dataset, "quick", image_size=given.image_size, name=f"bench-{given.image_size}")
             print(loading(run).round({"images/s": 0, "share of training": 3}).to_string(index=False))
+            print("\n" + heads().round(3).to_string(index=False))
+        elif given.command == "evidence":
+            print(_evidence())
         else:
             print(_report(given))
     except (UserError, ArithmeticError) as error:
@@ -54,6 +59,15 @@ def main(arguments: list[str] | None = None) -> int:
         print("fomo: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
     return 0
+
+
+def _evidence() -> str:
+    """Gathers the evidence; returns it as text."""
+    if find_spec("optuna") is None:
+        raise UserError("the evidence compares with Optuna, which is not installed: make evidence installs it")
+    from fomo.evidence import gather
+
+    return gather()
 
 
 def _report(given: argparse.Namespace) -> str:

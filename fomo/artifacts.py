@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fomo.config import CHOICES, DATASETS, ROOT, UserError, make_config
+from fomo.config import DATASETS, NAMED, ROOT, UserError, make_config
 
 
 @contextmanager
@@ -176,7 +176,7 @@ class Run:
             plain = make_config("fashion_sample")
             chosen = [
                 f"-{getattr(self.config, field)}"
-                for field in CHOICES
+                for field in NAMED
                 if getattr(self.config, field) != getattr(plain, field)
             ]
             name = f"{preset}-{self.config.backbone}{weights}{''.join(chosen)}-seed{seed}"

@@ -9,7 +9,8 @@ import pandas as pd
 import torch
 
 from fomo.artifacts import Run
-from fomo.bank import BankOptimizer, HeadBank, Linears
+from fomo.bank import HeadBank, Linears
+from fomo.bank_optimizer import BankOptimizer
 from fomo.data import FeatureBatches, ImageBatches, loader
 from fomo.finetuning import FINETUNING_FIRST, untrained
 from fomo.head_search import HEAD_SPACE

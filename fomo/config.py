@@ -32,7 +32,7 @@ class Config:
     epochs: int = 8  # of the first finetuning, and of the winner's
     trials: int = 30  # configurations that the first Bayesian optimisation tries
     trial_epochs: int = 1  # what a configuration is judged by: its validation loss after so many epochs
-    initial_trials: int = 8  # how many trials (of either study) are the initial design, before the surrogate leads
+    initial_trials: int = 14  # how many trials (of either study) are the initial design, before the surrogate leads
     prune: bool = (
         False  # trials worse than the median at a quarter, half, three quarters of their epoch are ended there
     )
@@ -62,7 +62,14 @@ class Config:
     bootstrap: int = 2000  # resamples of the test images behind every interval
 
 
-CHOICES = {"on_bad": ("raise", "skip"), "on_leak": ("warn", "drop"), "balance": ("none", "sampler")}
+CHOICES = {
+    "on_bad": ("raise", "skip"),
+    "on_leak": ("warn", "drop"),
+    "balance": ("none", "sampler"),
+    "selection": ("alpha", "perturbation", "one epoch", "halving", "alone"),
+    "head_space": ("report", "large"),
+}
+NAMED = ("on_bad", "on_leak", "balance")  # where they are not the usual ones, they are in the name of a run's folder
 
 PRESETS = {
     # The default: the whole pipeline in minutes on two cores. Small where time is spent, the report's elsewhere.
@@ -71,7 +78,7 @@ PRESETS = {
         "image_size": 64,  # an epoch of 3200 images: 10 to 15 seconds on two cores; the sample's images are 28 x 28
         "epochs": 3,  # of 15 seconds or less; more would still help
         "trials": 16,  # at about 10 seconds each; enough for a demonstration, not for a thorough search
-        "initial_trials": 6,  # so that the surrogate leads most of them
+        "initial_trials": 8,  # so that the surrogate leads half of them
         "prune": True,  # a hopeless trial costs 3 seconds instead of 10
         "finalists": 3,  # an epoch ranks configurations only roughly
         "darts_epochs": 8,  # the report's: on stored features an epoch takes about a second
@@ -112,7 +119,7 @@ def make_config(dataset: str, preset: str = "quick", **settings) -> Config:
         if name in CHOICES and value is not None and value not in CHOICES[name]:
             raise UserError(f"setting '{name}' is {value!r}; choose from {', '.join(CHOICES[name])}")
         least = 0 if name in ("seed", "rotation") else 1 if allowed[name] is int else 1e-12
-        if isinstance(value, int | float) and value < least:
+        if value is not None and allowed[name] in (int, float) and value < least:
             raise UserError(f"setting '{name}' is {value!r}; it must be at least {least:g}")
     if dataset not in DATASETS and not Path(dataset).expanduser().exists():
         raise UserError(f"unknown data set '{dataset}'; choose from {', '.join(DATASETS)}, or give a folder or a table")

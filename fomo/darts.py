@@ -159,14 +159,13 @@ def perturbation(supernet: MixedOperation, validation: DataLoader, device: torch
     instead of the largest alpha. There is one edge here, so nothing is left to tune after the choice.
     """
     logits, labels = predict(_Candidates(supernet), validation, device)
-    shares = supernet.shares().detach().cpu()
-    mixture = torch.einsum("h,hbc->bc", shares, logits)
-    whole = F.cross_entropy(mixture, labels)
-    without = [
-        F.cross_entropy((mixture - share * part) / (1 - share), labels)
-        for share, part in zip(shares, logits, strict=True)
+    alpha = (supernet.alpha / supernet.temperature).detach().cpu()
+    left = alpha.repeat(len(alpha), 1).fill_diagonal_(-torch.inf)  # a row for each operation: the mixture without it
+    losses = [
+        F.cross_entropy(torch.einsum("h,hbc->bc", shares, logits), labels)
+        for shares in torch.cat([alpha[None], left]).softmax(1)
     ]
-    return (torch.stack(without) - whole).numpy()
+    return torch.stack(losses[1:]).sub(losses[0]).double().numpy()
 
 
 class _Candidates(nn.Module):

@@ -1,28 +1,46 @@
-"""`make evidence`: does the study find more than others in as many evaluations? Recorded trials, problems, contest."""
+"""`make evidence`: what the searches are worth, with many seeds: trials recorded, studies compared, heads chosen."""
 
-import math
 import os
 import tempfile
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
-from functools import cache, partial
+from copy import copy
+from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.stats import kendalltau, spearmanr
 from tqdm import tqdm
 
 from fomo.artifacts import Run, read_table, write_table
-from fomo.config import ROOT
 from fomo.finetuning import FINETUNING_FIRST, FINETUNING_SPACE, finetuning_trial
-from fomo.space import Choice, Float, Space
+from fomo.head_search import search_alphas, search_head
+from fomo.problems import CONTESTANTS, EVALUATIONS, PROBLEMS, RESULTS, problem
+from fomo.stages import open_stage
 from fomo.tuning import Study
 
-RESULTS = ROOT / "data" / "results"
-EVALUATIONS = 30
 SEEDS = range(100, 116)  # the study's constants were chosen with seeds 0 to 23
+
+
+def stored(name: str) -> pd.DataFrame:
+    """The table `name` of data/results, as `make evidence` last made it."""
+    return read_table(RESULTS / f"{name}.csv")
+
+
+def gather() -> str:
+    """All evidence, on the embedded sample; goes on after what is stored. Returns it as text."""
+    RESULTS.mkdir(exist_ok=True)
+    record(Run("fashion_sample", "quick", name="evidence"))
+    table = contest()
+    rules_run = Run("fashion_sample", "quick", name="evidence", head_space="large", head_seeds=5)
+    rules, layered = heads(rules_run)
+    text = [f"median simple regret after {EVALUATIONS} evaluations [quartiles], {len(SEEDS)} seeds", summary(table)]
+    text += ["rules that choose among the 37 heads", rules.set_index("rule").round(4)]
+    text += ["DARTS in other ways", variants(rules_run).set_index("search").round(4)]
+    text += ["heads found in the large space, trained alone", layered.drop(columns="seconds").round(4)]
+    return "\n\n".join(part if isinstance(part, str) else part.to_string() for part in text)
 
 
 def record(run: Run, trials: int = 201) -> pd.DataFrame:
@@ -30,178 +48,10 @@ def record(run: Run, trials: int = 201) -> pd.DataFrame:
 
     Stored as data/results/finetuning_trials.csv; goes on after the last one that is stored there.
     """
-    RESULTS.mkdir(exist_ok=True)
     path = RESULTS / "finetuning_trials.csv"
     study = Study(FINETUNING_SPACE, path, seed=run.config.seed, first=FINETUNING_FIRST, initial=trials)
     study.run(partial(finetuning_trial, run), trials, "recording")
     return study.trials
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A function to minimise: its search space, true loss, noise (standard deviation), and lowest true loss."""
-
-    space: Space
-    loss: Callable[[dict], float]
-    lowest: float
-    noise: float = 0.0
-    first: dict | None = None
-
-
-def branin(at: dict) -> float:
-    """Branin's function; three minima. Dixon and Szego 1978."""
-    x, y = at["x1"], at["x2"]
-    valley = y - 5.1 / (4 * math.pi**2) * x**2 + 5 / math.pi * x - 6
-    return valley**2 + 10 * (1 - 1 / (8 * math.pi)) * math.cos(x) + 10
-
-
-def hartmann6(at: dict) -> float:
-    """Hartmann's function of six variables; six minima. Dixon and Szego 1978."""
-    a = [[10, 3, 17, 3.5, 1.7, 8], [0.05, 10, 17, 0.1, 8, 14], [3, 3.5, 1.7, 10, 17, 8], [17, 8, 0.05, 10, 0.1, 14]]
-    p = [
-        [1312, 1696, 5569, 124, 8283, 5886],
-        [2329, 4135, 8307, 3736, 1004, 9991],
-        [2348, 1451, 3522, 2883, 3047, 6650],
-        [4047, 8828, 8732, 5743, 1091, 381],
-    ]
-    x = np.array([at[f"x{number}"] for number in range(6)])
-    return -float(np.array([1, 1.2, 3, 3.2]) @ np.exp(-(np.array(a) * (x - 1e-4 * np.array(p)) ** 2).sum(axis=1)))
-
-
-def conditional(at: dict) -> float:
-    """A made-up validation loss over the report's space: each optimizer has a best learning rate, which under sgd moves
-    with the momentum; far above it, training breaks down."""
-    momentum = at["momentum"] or 0.0
-    best = {"adam": -3.3, "sgd": -1.7 - 1.25 * (momentum - 0.1), "rmsprop": -3.8}[at["optimizer"]]
-    offset = {"adam": 0.0, "sgd": 0.02 + 0.05 * abs(momentum - 0.8), "rmsprop": 0.06}[at["optimizer"]]
-    away = math.log10(at["lr"]) - best
-    slope = 0.12 * away**2 + 0.35 * max(away, 0) ** 2
-    loss = 0.55 + offset + slope + {2: 0.0, 3: 0.03, 4: 0.1}[at["layer"]] + 2 * at["weight_decay"]
-    return min(loss, 2.6) + max(0.0, 3 * (away - 1.5))
-
-
-@cache
-def recorded() -> Problem:
-    """The recorded trials as a function: a random forest of their log losses (Eggensperger et al., AAAI 2015)."""
-    from sklearn.ensemble import RandomForestRegressor
-
-    table = read_table(RESULTS / "finetuning_trials.csv")
-    columns = list(FINETUNING_SPACE)
-    configurations = table[columns].astype(object).where(table[columns].notna(), None).to_dict("records")
-    losses = table["objective"].replace(math.inf, table["objective"][np.isfinite(table["objective"])].max())
-    seen = FINETUNING_SPACE.columns(np.array([FINETUNING_SPACE.encode(c) for c in configurations]))
-    forest = RandomForestRegressor(200, random_state=0).fit(seen, np.log(losses))
-
-    def loss(at: dict) -> float:
-        return math.exp(forest.predict(FINETUNING_SPACE.columns(FINETUNING_SPACE.encode(at)[None]))[0])
-
-    places = np.random.default_rng(0).random((100_000, len(FINETUNING_SPACE)))
-    lowest = math.exp(min(forest.predict(np.vstack([FINETUNING_SPACE.columns(places), seen]))))
-    return Problem(FINETUNING_SPACE, loss, lowest, first=FINETUNING_FIRST)
-
-
-def problem(name: str) -> Problem:
-    """One of `PROBLEMS`."""
-    if name == "Branin":
-        return Problem(Space(x1=Float(-5, 10), x2=Float(0, 15)), branin, 0.397887)
-    if name == "Hartmann-6":
-        return Problem(Space(**{f"x{number}": Float(0, 1) for number in range(6)}), hartmann6, -3.32237)
-    if name == "conditional":
-        return Problem(FINETUNING_SPACE, conditional, 0.55, noise=0.01, first=FINETUNING_FIRST)
-    return recorded()
-
-
-PROBLEMS = ("Branin", "Hartmann-6", "conditional", "recorded trials")
-
-
-def by_study(problem: Problem, objective: Callable[[dict], float], seed: int) -> None:
-    """This project's study."""
-    space = problem.space
-    first = problem.first or space.decode([0.5] * len(space))
-    with tempfile.TemporaryDirectory() as folder:
-        study = Study(space, Path(folder) / "trials.csv", seed=seed, first=first, initial=len(space) + 2)
-        study.run(lambda configuration, _: {"objective": objective(configuration)}, EVALUATIONS)
-
-
-def by_random_search(problem: Problem, objective: Callable[[dict], float], seed: int) -> None:
-    """Uniformly random configurations, after the first point where there is one."""
-    rng = np.random.default_rng(seed)
-    for number in range(EVALUATIONS):
-        random = problem.space.decode(rng.random(len(problem.space)))
-        objective(problem.first if problem.first and not number else random)
-
-
-def by_library(problem: Problem, objective: Callable[[dict], float], seed: int) -> None:
-    """bayesian-optimization as it comes, given exponents where the scale is logarithmic."""
-    import warnings
-
-    from bayes_opt import BayesianOptimization
-
-    space = problem.space
-
-    def value(**point) -> float:
-        values = {}
-        for name, parameter in space.items():
-            if isinstance(parameter, Choice):
-                values[name] = next(choice for choice in parameter.choices if str(choice) == point[name])
-            else:
-                values[name] = float(10 ** point[name] if parameter.log else point[name])
-        return -objective(space.activate(values))
-
-    def bounds(parameter: Float | Choice) -> tuple:
-        if isinstance(parameter, Choice):
-            return tuple(map(str, parameter.choices))
-        ends = (parameter.low, parameter.high)
-        return tuple(map(math.log10, ends)) if parameter.log else ends
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        limits = {name: bounds(parameter) for name, parameter in space.items()}
-        optimizer = BayesianOptimization(value, limits, random_state=seed, verbose=0, allow_duplicate_points=True)
-        if problem.first:
-            first = dict(problem.first)
-            for name, parameter in space.items():
-                if isinstance(parameter, Choice):
-                    first[name] = str(first[name])
-                elif parameter.log:
-                    first[name] = math.log10(first[name])
-            optimizer.probe(first, lazy=True)
-        given = 1 if problem.first else 0
-        optimizer.maximize(init_points=5, n_iter=EVALUATIONS - 5 - given)
-
-
-def by_optuna(problem: Problem, objective: Callable[[dict], float], seed: int, sampler: str) -> None:
-    """Optuna with one of its samplers."""
-    import optuna
-    import torch
-
-    torch.set_num_threads(1)
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-
-    def value(trial: optuna.Trial) -> float:
-        values = {}
-        for name, parameter in sorted(problem.space.items(), key=lambda item: item[1].when is not None):
-            if parameter.when and values[parameter.when[0]] != parameter.when[1]:
-                values[name] = None
-            elif isinstance(parameter, Choice):
-                values[name] = trial.suggest_categorical(name, parameter.choices)
-            else:
-                values[name] = trial.suggest_float(name, parameter.low, parameter.high, log=parameter.log)
-        return objective(values)
-
-    study = optuna.create_study(sampler=getattr(optuna.samplers, sampler)(seed=seed))
-    if problem.first:
-        study.enqueue_trial({name: value for name, value in problem.first.items() if value is not None})
-    study.optimize(value, n_trials=EVALUATIONS)
-
-
-CONTESTANTS = {
-    "fomo's study": by_study,
-    "random search": by_random_search,
-    "bayesian-optimization as it comes": by_library,
-    "Optuna, TPE": lambda *args: by_optuna(*args, "TPESampler"),
-    "Optuna, GP": lambda *args: by_optuna(*args, "GPSampler"),
-}
 
 
 def regrets(name: str, contestant: str, seed: int) -> list[float]:
@@ -245,3 +95,54 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     text = last.quantile([0.25, 0.5, 0.75]).unstack().map("{:.3g}".format)
     text = text[0.5] + " [" + text[0.25] + ", " + text[0.75] + "]"
     return text.unstack()[list(PROBLEMS)].loc[list(CONTESTANTS)]
+
+
+def heads(run: Run) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What each rule that chooses a head is worth, and what the large head space gave, with the run's seeds.
+
+    Stored as data/results/head_rules.csv and head_layered.csv.
+    """
+    search = search_head(run)
+    write_table(RESULTS / "head_rules.csv", search.rules)
+    write_table(RESULTS / "head_layered.csv", search.layered)
+    return search.rules, search.layered
+
+
+VARIANTS = {
+    "as published": {},
+    "alpha learning rate 3e-3": {"alpha_lr": 3e-3},
+    "temperature 0.1": {"temperature": 0.1},
+    "normalized logits": {"normalize": True},
+    "second order": {"unrolled": True},
+}
+
+
+def variants(run: Run) -> pd.DataFrame:
+    """What DARTS's choice is worth when it is searched in other ways: regret of the largest alpha, Spearman and Kendall
+    between alpha and the accuracy trained alone, means and standard deviations over the run's seeds, and seconds.
+
+    Stored as data/results/darts_variants.csv, row by row.
+    """
+    path = RESULTS / "darts_variants.csv"
+    table = read_table(path) if path.exists() else pd.DataFrame(columns=["search"])
+    search_head(run)
+    accuracy = open_stage(run, "6_darts").table("scores").groupby("operation")["alone"].mean().to_numpy()
+    seeds = range(run.config.seed, run.config.seed + run.config.head_seeds)
+    for name, settings in VARIANTS.items():
+        if name in set(table["search"]):
+            continue
+        variant = copy(run)
+        variant.config = replace(run.config, **settings)
+        rows = []
+        for seed in seeds:
+            with tempfile.TemporaryDirectory() as folder:
+                supernet, history = search_alphas(variant, seed, Path(folder) / "supernet.pt")
+            alpha = supernet.alpha.detach().cpu().numpy()
+            row = {"regret": accuracy.max() - accuracy[alpha.argmax()], "spread of alpha": alpha.max() - alpha.min()}
+            row |= {"spearman": spearmanr(alpha, accuracy).statistic, "kendall": kendalltau(alpha, accuracy).statistic}
+            rows.append(row | {"seconds": history.attrs["seconds"]})
+        means, stds = pd.DataFrame(rows).mean(), pd.DataFrame(rows)[["regret", "spearman", "kendall"]].std()
+        row = pd.DataFrame([{"search": name, **means, **stds.add_suffix("_std")}])
+        table = pd.concat([table, row], ignore_index=True)
+        write_table(path, table)
+    return table

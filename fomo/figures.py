@@ -92,7 +92,7 @@ def comparison(
     ax = new_axes(ax, 7.5, 0.5 * len(rows) + 1.2)
     places = np.arange(len(rows))[::-1]
     shown = rows[rows["high"] > 0.5 * rows["value"].max()]  # what lies far below would press the others together
-    margin = 0.15 * (shown["high"].max() - shown["low"].min())
+    margin = 0.15 * max(shown["high"].max() - shown["low"].min(), 0.01)  # all may be perfect
     left, right = shown["low"].min() - margin, shown["high"].max() + margin
     bars = [rows["value"] - rows["low"], rows["high"] - rows["value"]]
     ax.errorbar(rows["value"], places, xerr=bars, fmt="o", color=BLUE, capsize=4)

@@ -1,8 +1,10 @@
 """Stages 5 to 8: the feature data set, DARTS over the candidate heads, the study of the chosen one, the final head."""
 
+import math
 import time
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,7 +14,8 @@ from torch.utils.data import DataLoader
 
 from fomo import darts, layered, selection
 from fomo.artifacts import Run, Stage, read_json, write_json
-from fomo.bank import BankOptimizer, HeadBank
+from fomo.bank import HeadBank
+from fomo.bank_optimizer import BankOptimizer
 from fomo.config import Config
 from fomo.darts import MixedOperation
 from fomo.data import FeatureBatches, loader
@@ -23,7 +26,7 @@ from fomo.heads import HEADS, LINEAR, Head, read_head
 from fomo.preprocessing import image_loader, preprocess
 from fomo.space import Choice, Float, Space
 from fomo.stages import Trained, load_trained, new_study, open_stage, outcome, seeded, store_trained
-from fomo.training import fit, make_optimizer, predict
+from fomo.training import DivergedError, fit, make_optimizer, predict
 from fomo.tuning import Study
 
 # The report's search space. Momentum acts under sgd only.
@@ -103,13 +106,12 @@ def search_head(run: Run) -> HeadSearch:
     return HeadSearch(*tables, head, pd.Series(choice))
 
 
-def _search_once(run: Run, stage: Stage, seed: int) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, np.ndarray]:
-    """One seed's search and trainings over the 37: history, scores of each rule, its seconds, and which validation
-    images each operation, trained alone, classifies correctly (operations, images)."""
-    config, features, device = run.config, extract_features(run), run.device
+def search_alphas(run: Run, seed: int, checkpoint: Path) -> tuple[MixedOperation, pd.DataFrame]:
+    """DARTS over the 37 operations, once: the supernet in the end, and its history."""
+    config, features = run.config, extract_features(run)
     train, validation = feature_loaders(run, features)
-    new_bank = partial(_new_bank, run, features, HEADS, seed)
-    supernet = MixedOperation(new_bank(), temperature=config.temperature, normalize=config.normalize).to(device)
+    bank = _new_bank(run, features, HEADS, seed)
+    supernet = MixedOperation(bank, temperature=config.temperature, normalize=config.normalize).to(run.device)
     history = darts.search(
         supernet,
         train,
@@ -119,9 +121,19 @@ def _search_once(run: Run, stage: Stage, seed: int) -> tuple[pd.DataFrame, pd.Da
         alpha_lr=config.alpha_lr,
         unrolled=config.unrolled,
         seed=seed,
-        device=device,
-        checkpoint=stage.path(f"supernet_{seed}.pt"),
+        device=run.device,
+        checkpoint=checkpoint,
     )
+    return supernet, history
+
+
+def _search_once(run: Run, stage: Stage, seed: int) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, np.ndarray]:
+    """One seed's search and trainings over the 37: history, scores of each rule, its seconds, and which validation
+    images each operation, trained alone, classifies correctly (operations, images)."""
+    config, features, device = run.config, extract_features(run), run.device
+    train, validation = feature_loaders(run, features)
+    supernet, history = search_alphas(run, seed, stage.path(f"supernet_{seed}.pt"))
+    new_bank = partial(_new_bank, run, features, HEADS, seed)
     bank, checkpoint = new_bank(), stage.path(f"alone_{seed}.pt")
     curves, correct = _train_alone(run, features, bank, seed, checkpoint=checkpoint)
     start = time.perf_counter()
@@ -134,7 +146,7 @@ def _search_once(run: Run, stage: Stage, seed: int) -> tuple[pd.DataFrame, pd.Da
         {
             "seed": seed,
             "operation": range(len(HEADS)),
-            "alpha": supernet.alpha.detach().cpu().numpy(),
+            "alpha": supernet.alpha.detach().cpu().double().numpy(),  # as in the history, to the last digit
             "perturbation": darts.perturbation(supernet, validation, device),
             "one epoch": curves.loc[curves["epoch"] == 1, "validation_accuracy"].to_numpy(),
             "halving": survival,
@@ -162,8 +174,8 @@ def _search_layered(run: Run, stage: Stage, chosen: Head) -> tuple[pd.DataFrame,
     heads = [*table.pop("head"), chosen, LINEAR]
     table = pd.concat([table, pd.DataFrame({"method": ["one of the 37", "linear"]})], ignore_index=True)
     correct = np.stack([_train_alone(run, features, _new_bank(run, features, heads, s), s)[1] for s in seeds])
-    accuracy = correct.mean(axis=2)
-    table = table.assign(name=[head.name for head in heads], accuracy=accuracy.mean(axis=0), std=accuracy.std(axis=0))
+    accuracy = pd.DataFrame(correct.mean(axis=2))
+    table = table.assign(name=[head.name for head in heads], accuracy=accuracy.mean(), std=accuracy.std())
     best = int(table["accuracy"].argmax())
     return table, [heads[best], LINEAR], correct[:, [best, len(heads) - 1]]
 
@@ -208,7 +220,10 @@ def tune_head(run: Run) -> Study:
             bank = HeadBank(heads, features.train.shape[1], len(features.classes), **options).to(run.device)
             optimizer, loaders = BankOptimizer(bank, configurations), feature_loaders(run, features)
             options = {"seed": config.seed, "device": run.device, "description": f"{len(heads)} trials"}
-            curves = fit(bank, optimizer, *loaders, config.head_epochs, **options)
+            try:
+                curves = fit(bank, optimizer, *loaders, config.head_epochs, **options)
+            except DivergedError:  # all of them
+                return [{"objective": math.inf} for _ in heads]
             return [outcome(curves[curves["model"] == number]) for number in range(len(heads))]
 
         study.run_batches(objective, config.head_trials, config.head_batch, "Bayesian optimisation 2")

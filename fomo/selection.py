@@ -34,16 +34,18 @@ def paired_test(chosen: np.ndarray, other: np.ndarray, *, resamples: int = 10_00
     image by image; for one seed it is McNemar's test. On images that took part in a choice it is too favourable to it.
     """
     difference = chosen.mean(axis=0) - other.mean(axis=0)
-    difference = difference[difference != 0]
-    signs = np.random.default_rng(0).choice((-1.0, 1.0), size=(resamples, len(difference)))
-    reached = np.abs(signs @ difference) >= abs(difference.sum()) - 1e-9
+    # There are few sizes of a difference; how many images of each are swapped is binomial.
+    sizes, counts = np.unique(np.abs(difference[difference != 0]), return_counts=True)
+    swapped = np.random.default_rng(0).binomial(counts, 0.5, size=(resamples, len(counts)))
+    reached = np.abs((counts - 2 * swapped) @ sizes) >= abs(difference.sum()) - 1e-9
     return float((reached.sum() + 1) / (resamples + 1))
 
 
 def rank(scores: pd.DataFrame, seed: int) -> pd.DataFrame:
     """One row an operation: its alpha in the search of `seed`, its accuracy trained alone: mean, std, and by seed."""
     alone = scores.pivot(index="operation", columns="seed", values="alone").add_prefix("seed_")
-    table = pd.DataFrame({"alpha": scores[scores["seed"] == seed].set_index("operation")["alpha"]})
+    alpha = scores[scores["seed"] == seed].set_index("operation")["alpha"].sort_index()
+    table = pd.DataFrame({"alpha": alpha})
     return table.assign(accuracy=alone.mean(axis=1), std=alone.std(axis=1)).join(alone).reset_index()
 
 

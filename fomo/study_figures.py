@@ -29,7 +29,7 @@ def incumbent(trials: pd.DataFrame, *, ax: plt.Axes | None = None) -> plt.Axes:
     trials = trials.sort_values("trial")
     complete = trials["status"] == "complete"
     ended = trials[~complete & np.isfinite(trials["objective"])]
-    best = trials["objective"].where(complete).cummin()
+    best = trials["objective"].where(complete).cummin().ffill()
     ax.plot(trials["trial"][complete], trials["objective"][complete], "o", color=GREY, label="trial")
     ax.plot(ended["trial"], ended["objective"], "x", color=GREY, label="ended early (training loss)")
     ax.step(trials["trial"], best, where="post", color=BLUE, lw=2, label="incumbent")
@@ -43,8 +43,9 @@ def slices(table: pd.DataFrame) -> np.ndarray:
     """A panel for each parameter: what the surrogate expects, through the incumbent: median, and band of 95%."""
     parameters = table["parameter"].unique()
     figure, axes = plt.subplots(
-        1, len(parameters), figsize=(2.7 * len(parameters), 3.0), sharey=True, layout="constrained"
+        1, len(parameters), figsize=(2.7 * len(parameters), 3.0), sharey=True, squeeze=False, layout="constrained"
     )
+    axes = axes[0]
     for ax, parameter in zip(axes, parameters, strict=True):
         rows = table[table["parameter"] == parameter]
         if all(isinstance(value, float) for value in rows["value"]):
@@ -78,7 +79,7 @@ def importance(table: pd.DataFrame, *, ax: plt.Axes | None = None) -> plt.Axes:
 
 
 def parallel_coordinates(trials: pd.DataFrame, space: pd.DataFrame, *, ax: plt.Axes | None = None) -> plt.Axes:
-    """A line for each complete trial through its parameters, dark for a low loss; broken where one does not act.
+    """A line for each complete trial through its parameters, dark for a low loss; no dot where one does not act.
 
     `space` is the search space's table: parameter, range, scale.
     """
@@ -89,7 +90,9 @@ def parallel_coordinates(trials: pd.DataFrame, space: pd.DataFrame, *, ax: plt.A
         values = shown[row.parameter]
         if row.scale == "choice":
             names = row.range.split(", ")
-            heights[row.parameter] = values.astype(str).map(names.index) / max(len(names) - 1, 1)
+            places = {name: number / max(len(names) - 1, 1) for number, name in enumerate(names)}
+            words = [f"{value:g}" if isinstance(value, float) else str(value) for value in values]  # 32 beside a gap
+            heights[row.parameter] = pd.Series(words, values.index).map(places)
             ticks[row.parameter] = list(zip(np.linspace(0, 1, len(names)), names, strict=True))
         else:
             low, high = (float(end) for end in row.range.split(" to "))
@@ -99,9 +102,9 @@ def parallel_coordinates(trials: pd.DataFrame, space: pd.DataFrame, *, ax: plt.A
     rank = shown["objective"].rank(pct=True)
     lines = pd.DataFrame(heights)
     for number, line in lines.iterrows():
-        ax.plot(
-            range(len(lines.columns)), line, color=plt.cm.viridis(rank[number]), lw=1.5, alpha=0.8, marker="o", ms=4
-        )
+        style = {"color": plt.cm.viridis(rank[number]), "alpha": 0.8}
+        ax.plot(range(len(line)), line.interpolate(limit_area="inside"), lw=1.5, **style)
+        ax.plot(range(len(line)), line, ls="", marker="o", ms=4, **style)
     for number, name in enumerate(lines.columns):
         ax.axvline(number, color=GREY, lw=1, zorder=0)
         for place, text in ticks[name]:
@@ -109,7 +112,7 @@ def parallel_coordinates(trials: pd.DataFrame, space: pd.DataFrame, *, ax: plt.A
     scale = plt.cm.ScalarMappable(plt.Normalize(1, len(shown)), "viridis")
     ax.figure.colorbar(scale, ax=ax, label="rank of the trial (1: best)", ticks=MaxNLocator(integer=True), pad=0.1)
     ax.set_xticks(range(len(lines.columns)), [name.replace("_", " ") for name in lines.columns])
-    ax.set(yticks=[], title="The trials' configurations")
+    ax.set(xlabel="parameter", ylabel="from low to high", yticks=[], title="The trials' configurations")
     ax.grid(visible=False)
     ax.spines[["left", "bottom"]].set_visible(False)
     return ax
@@ -121,7 +124,9 @@ def contest(table: pd.DataFrame) -> np.ndarray:
     `table`: problem, contestant, seed, and the regret after 1, 2, ... evaluations.
     """
     problems, contestants = table["problem"].unique(), sorted(table["contestant"].unique())
-    figure, axes = plt.subplots(1, len(problems), figsize=(4 * len(problems), 3.6), layout="constrained")
+    size = (4 * len(problems), 3.6)
+    figure, axes = plt.subplots(1, len(problems), figsize=size, squeeze=False, layout="constrained")
+    axes = axes[0]
     for ax, problem in zip(axes, problems, strict=True):
         for contestant, colour in zip(contestants, sns.color_palette("colorblind"), strict=False):
             rows = table[(table["problem"] == problem) & (table["contestant"] == contestant)]

@@ -171,9 +171,9 @@ def _posterior_mode(prior: np.ndarray):
 
 def _log_h(z: np.ndarray) -> np.ndarray:
     """log(phi(z) + z Phi(z)), accurate where the sum itself is 0 in floating point (z far below 0)."""
-    low = np.minimum(z, -1.0)
-    tail = np.log1p(-math.sqrt(math.pi / 2) * -low * erfcx(-low / math.sqrt(2)))
-    far = -2 * np.log(-low)  # of which the line above loses all digits
+    near, low = np.clip(z, -1e3, -1.0), np.minimum(z, -1.0)
+    tail = np.log1p(math.sqrt(math.pi / 2) * near * erfcx(-near / math.sqrt(2)))
+    far = -2 * np.log(-low)  # of which the line above would lose all digits
     high = np.maximum(z, -1.0)
     density = -(z**2) / 2 - math.log(2 * math.pi) / 2
     direct = np.log(np.exp(-(high**2) / 2) / math.sqrt(2 * math.pi) + high * ndtr(high))

@@ -74,8 +74,9 @@ class Study:
 
         With `prune`, a trial whose reported loss is above the median of the others' at the same point is ended. A trial
         is ended after `time_limit` seconds, too. Trials run in this process, or, up to `workers` at a time, on what
-        `executor` makes, such as `partial(ProcessPoolExecutor, 2)` or dask's `client.get_executor`; their objective
-        must then be picklable. A trial whose worker dies is run once more, by itself; then it has failed.
+        `executor` makes, such as `partial(ProcessPoolExecutor, 2, mp_context=get_context("spawn"))` (forked processes
+        hang where torch has computed before) or dask's `client.get_executor`; their objective must then be picklable. A
+        trial whose worker dies is run once more, by itself; then it has failed.
         """
         pool, pending, retries = executor(), {}, deque()
         with tqdm(total=trials, initial=len(self.trials), desc=description, unit="trial", leave=False) as bar:

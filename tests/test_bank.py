@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch.func import functional_call
 
-from fomo.bank import BankOptimizer, HeadBank
+from fomo.bank import HeadBank
+from fomo.bank_optimizer import BankOptimizer
 from fomo.data import FeatureBatches, loader
 from fomo.heads import HEADS, LINEAR, Block, Head, mlp
 from fomo.training import DivergedError, cross_entropy, fit, make_optimizer

@@ -34,7 +34,7 @@ def notebooks(tmp_path, monkeypatch):
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     nbformat.write(nbformat.v4.new_notebook(cells=[parameters, shown], metadata=kernel), path)
     monkeypatch.setattr("fomo.report.NOTEBOOKS", [path])
-    monkeypatch.setitem(PRESETS, "quick", toys.SETTINGS)
+    monkeypatch.setitem(PRESETS, "quick", PRESETS["quick"] | toys.SETTINGS)
     return [path]
 
 
@@ -150,7 +150,7 @@ def test_finetuning_that_diverges_is_an_error_in_one_line(notebooks, own_dataset
 
 
 def test_other_settings_are_an_error_in_one_line(notebooks, copied, dataset, capsys, monkeypatch):
-    monkeypatch.setitem(PRESETS, "quick", toys.SETTINGS | {"epochs": 5})
+    monkeypatch.setitem(PRESETS, "quick", PRESETS["quick"] | {"epochs": 5})
     assert "epochs: stored 3, asked 5" in refusal(capsys, "--dataset", str(dataset))
 
 

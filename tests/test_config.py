@@ -8,7 +8,7 @@ import pytest
 import toys
 
 import fomo
-from fomo.config import DATASETS, PRESETS, ROOT, Config, UserError, make_config
+from fomo.config import CHOICES, DATASETS, NAMED, PRESETS, ROOT, Config, UserError, make_config
 from fomo.stages import open_stage
 
 # A module imports only from those before it.
@@ -25,19 +25,31 @@ ORDER = [
     "features",
     "heads",
     "bank",
+    "bank_optimizer",
     "training",
-    "tuning",
+    "halving",
+    "selection",
     "darts",
+    "layered",
+    "space",
+    "surrogate",
+    "trials",
+    "tuning",
     "metrics",
     "classifier",
+    "drawing",
+    "head_figures",
+    "study_figures",
     "figures",
     "stages",
     "preprocessing",
     "finetuning",
     "head_search",
+    "problems",
     "evaluation",
     "__init__",
     "report",
+    "evidence",
     "bench",
     "__main__",
 ]
@@ -95,11 +107,33 @@ def test_setting_replaces_that_of_the_preset_and_none_leaves_it():
         ({"on_bad": "skpi"}, "setting 'on_bad' is 'skpi'; choose from raise, skip"),
         ({"on_leak": True}, "setting 'on_leak' is True; it must be of type str"),
         ({"balance": "weights"}, "setting 'balance' is 'weights'; choose from none, sampler"),
+        ({"selection": "alphas"}, "setting 'selection' is 'alphas'; choose from alpha, perturbation, one epoch, halv"),
+        ({"head_space": "huge"}, "setting 'head_space' is 'huge'; choose from report, large"),
+        ({"head_batch": 0}, "setting 'head_batch' is 0; it must be at least 1"),
+        ({"temperature": 0.0}, "setting 'temperature' is 0.0; it must be at least 1e-12"),
     ],
 )
 def test_wrong_name_or_value_is_refused_with_what_is_allowed(given, message):
     with pytest.raises(UserError, match=message):
         make_config(**{"dataset": "fashion_sample"} | given)
+
+
+@pytest.mark.parametrize("setting", [field.name for field in fields(Config) if field.type is bool])
+@pytest.mark.parametrize("value", [True, False])
+def test_switch_can_be_on_and_off(setting, value):
+    assert getattr(make_config("fashion_sample", **{setting: value}), setting) is value
+
+
+def test_every_preset_and_the_defaults_choose_what_is_allowed():
+    for preset in PRESETS:
+        config = make_config("fashion_sample", preset)
+        assert all(getattr(config, name) in allowed for name, allowed in CHOICES.items())
+    assert set(NAMED) < set(CHOICES) < {field.name for field in fields(Config)}
+
+
+@pytest.mark.parametrize(("setting", "value"), [(name, value) for name in CHOICES for value in CHOICES[name]])
+def test_every_choice_is_taken(setting, value):
+    assert getattr(make_config("fashion_sample", **{setting: value}), setting) == value
 
 
 def test_data_set_names_are_those_of_the_report_and_the_sample():

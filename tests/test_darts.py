@@ -7,13 +7,16 @@ import torch
 import toys
 from torch.nn.functional import cross_entropy
 
+from fomo.artifacts import load_state, save_state
 from fomo.bank import HeadBank
-from fomo.darts import MixedOperation, best_epochs, judge, rank, search
+from fomo.darts import MixedOperation, perturbation, search, unrolled_loss
 from fomo.data import FeatureBatches, loader
-from fomo.heads import HEADS
+from fomo.heads import HEADS, LINEAR, mlp
 
 CPU = torch.device("cpu")
 RATES = {"weight_lr": 1e-3, "alpha_lr": 1e-2}
+SMOOTH = [mlp(4, "Tanh", 2), mlp(4, "GELU", 3), LINEAR]  # no kinks, so finite differences are exact
+OPTIONS = [{}, {"unrolled": True}, {"temperature": 0.1}, {"normalize": True}]
 
 
 @dataclass
@@ -45,10 +48,10 @@ def batch():
     return torch.randn(6, 8, dtype=torch.float64), torch.tensor([0, 1, 2, 2, 1, 0])
 
 
-def searched(checkpoint, batches=None, epochs=3, **rates):
+def searched(checkpoint, batches=None, epochs=3, temperature=1.0, normalize=False, **options):
     torch.manual_seed(0)
-    supernet = MixedOperation(HeadBank(HEADS, 8, 3))
-    options = RATES | rates | {"seed": 4, "device": CPU, "checkpoint": checkpoint}
+    supernet = MixedOperation(HeadBank(HEADS, 8, 3), temperature=temperature, normalize=normalize)
+    options = RATES | options | {"seed": 4, "device": CPU, "checkpoint": checkpoint}
     return supernet, search(supernet, *(batches or Batches()).loaders(), epochs, **options)
 
 
@@ -60,14 +63,25 @@ def same(first, second):
     return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-def hand_made_ranking(alphas, accuracies):
-    """A ranking of 37 operations: those given, and the rest in the same order on either scale, below them."""
-    rest = np.arange(37 - len(alphas))
-    alone = pd.concat(
-        pd.DataFrame({"operation": range(37), "seed": seed, "accuracy": [*accuracies, *rest / 1000]}) for seed in (0, 1)
-    )
-    history = pd.DataFrame([[0.0] * 37, [*alphas, *(rest / 1000 - 1)]], columns=[f"alpha_{n}" for n in range(37)])
-    return rank(history, alone)
+def constant(logits):
+    """A linear head that gives these logits, whatever its input."""
+    module = LINEAR.build(8, len(logits))
+    module[0].weight.data.zero_()
+    module[0].bias.data = torch.tensor(logits)
+    return module
+
+
+def mixture(modules, **options):
+    """A supernet of linear heads."""
+    classes = modules[0][0].out_features
+    return MixedOperation(HeadBank([LINEAR] * len(modules), 8, classes, modules=modules), **options)
+
+
+def validation(count=50):
+    """Batches of toy features, of which the first three are the logits of their class."""
+    features = torch.randn(count, 8, generator=torch.Generator().manual_seed(1))
+    labels = features[:, :3].argmax(1).numpy()
+    return loader(FeatureBatches(features.numpy(), labels), 20)
 
 
 # ---- the mixed operation
@@ -99,8 +113,113 @@ def test_alpha_gradient_is_that_of_central_finite_differences(supernet, batch):
     torch.testing.assert_close(supernet.alpha.grad, differences, atol=1e-9, rtol=1e-5)
 
 
+def test_alpha_gradient_is_the_known_one_of_two_opposite_heads():
+    """logits +-(a, -a)/2 mixed half and half, class 0: dL/dalpha = -a/4 and a/4, and 1 / temperature times that."""
+    for temperature in (1.0, 0.25):
+        supernet = mixture([constant([2.0, 0.0]), constant([0.0, 2.0])], temperature=temperature)
+        cross_entropy(supernet(torch.randn(5, 8)), torch.zeros(5, dtype=torch.int64)).backward()
+        torch.testing.assert_close(supernet.alpha.grad * temperature, torch.tensor([-0.5, 0.5]))
+
+
+def test_shares_are_sharper_at_a_lower_temperature():
+    shares = {}
+    for temperature in (1.0, 0.1):
+        supernet = MixedOperation(HeadBank(SMOOTH, 8, 3), temperature=temperature)
+        supernet.alpha.data = torch.tensor([0.0, 0.1, 0.3])
+        shares[temperature] = supernet.shares()
+        torch.testing.assert_close(shares[temperature], torch.tensor([0.0, 0.1, 0.3]).div(temperature).softmax(0))
+    assert shares[0.1].max() > 2 * shares[1.0].max()
+    assert shares[0.1].argsort().tolist() == shares[1.0].argsort().tolist()
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_normalised_mixture_does_not_depend_on_the_scale_of_a_head(normalize):
+    modules, features = [LINEAR.build(8, 3) for _ in range(3)], torch.randn(40, 8)
+    before = mixture(modules, normalize=normalize)(features)
+    for parameter in modules[1].parameters():
+        parameter.data *= 100
+    after, loud = mixture(modules, normalize=normalize)(features), modules[1](features)
+    follows = (after.argmax(1) == loud.argmax(1)).float().mean()
+    if normalize:
+        torch.testing.assert_close(after, before, atol=1e-3, rtol=0)
+        assert follows < 0.9
+    else:
+        assert follows > 0.95
+
+
+def test_normalised_candidates_have_one_scale_that_is_learned():
+    supernet = MixedOperation(HeadBank(HEADS, 8, 3), normalize=True)
+    supernet.scale.data.fill_(2.0)
+    candidates = supernet.candidates(torch.randn(30, 8))
+    torch.testing.assert_close(candidates.std(dim=(1, 2)), torch.full((37,), 2.0), atol=1e-2, rtol=0)
+    torch.testing.assert_close(candidates.mean(dim=(1, 2)), torch.zeros(37), atol=1e-4, rtol=0)
+    assert "scale" not in supernet.alphas
+    candidates.square().sum().backward()
+    assert supernet.scale.grad != 0
+
+
 def test_alphas_start_at_zero():
     assert MixedOperation(HeadBank(HEADS, 8, 3)).alpha.tolist() == [0.0] * 37
+
+
+# ---- the second-order gradient
+
+
+@pytest.fixture
+def small():
+    """A supernet of three heads without kinks in float64, and a train and a validation batch."""
+    supernet = MixedOperation(HeadBank(SMOOTH, 8, 3)).double()
+    supernet.alpha.data = torch.tensor([0.3, -0.2, 0.1], dtype=torch.float64)
+    labels = torch.tensor([0, 1, 2, 2, 1, 0])
+    train, validation = torch.randn(2, 6, 8, dtype=torch.float64)
+    return supernet, (train, labels, validation, labels.flip(0).roll(1))
+
+
+def alpha_gradient(supernet, xi, batches):
+    named = {name: weight for name, weight in supernet.named_parameters() if name != "alpha"}
+    return torch.autograd.grad(unrolled_loss(supernet, named, xi, *batches), supernet.alpha)[0]
+
+
+def loss_after_a_step(supernet, xi, x_train, y_train, x_val, y_val):
+    """The validation loss after a step of gradient descent of the weights; all is put back."""
+    gradients = torch.autograd.grad(cross_entropy(supernet(x_train), y_train), list(supernet.bank.parameters()))
+    before = weights(supernet)
+    with torch.no_grad():
+        for weight, gradient in zip(supernet.bank.parameters(), gradients, strict=True):
+            weight -= xi * gradient
+        loss = cross_entropy(supernet(x_val), y_val).item()
+        for weight, value in zip(supernet.bank.parameters(), before, strict=True):
+            weight.copy_(value)
+    return loss
+
+
+def test_unrolled_gradient_is_that_of_central_finite_differences(small):
+    supernet, batches = small
+    gradient, differences = alpha_gradient(supernet, 0.5, batches), []
+    for operation in range(3):
+        losses = []
+        for step in (1e-4, -2e-4):
+            supernet.alpha.data[operation] += step
+            losses.append(loss_after_a_step(supernet, 0.5, *batches))
+        supernet.alpha.data[operation] += 1e-4
+        differences.append((losses[0] - losses[1]) / 2e-4)
+    expected = torch.tensor(differences, dtype=torch.float64)
+    assert (gradient - expected).norm() < 1e-5 * expected.norm()
+
+
+def test_unrolled_gradient_differs_from_the_first_order_one_unless_xi_is_zero(small):
+    supernet, batches = small
+    loss = cross_entropy(supernet(batches[2]), batches[3])
+    first = torch.autograd.grad(loss, supernet.alpha)[0]
+    torch.testing.assert_close(alpha_gradient(supernet, 0.0, batches), first)
+    assert (alpha_gradient(supernet, 0.5, batches) - first).norm() > 0.01 * first.norm()
+
+
+def test_unrolled_step_changes_no_weight(small):
+    supernet, batches = small
+    before = weights(supernet)
+    alpha_gradient(supernet, 0.5, batches)
+    assert same(weights(supernet), before)
 
 
 # ---- the search
@@ -152,13 +271,30 @@ def test_search_lowers_the_validation_loss(tmp_path):
 
 
 @pytest.mark.parametrize("batches", [Batches(train=0), Batches(train=6), Batches(validation=9)])
-def test_interrupted_search_goes_on_to_the_same_alphas(tmp_path, batches):
-    supernet, history = searched(tmp_path / "whole.pt")
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_interrupted_search_goes_on_to_the_same_alphas(tmp_path, batches, options):
+    supernet, history = searched(tmp_path / "whole.pt", **options)
     with pytest.raises(KeyboardInterrupt):
-        searched(tmp_path / "supernet.pt", batches)
-    resumed, resumed_history = searched(tmp_path / "supernet.pt")
+        searched(tmp_path / "supernet.pt", Batches(**vars(batches)), **options)
+    resumed, resumed_history = searched(tmp_path / "supernet.pt", **options)
     pd.testing.assert_frame_equal(resumed_history, history, check_exact=True)
-    assert same(weights(resumed), weights(supernet))
+    assert same(resumed.parameters(), supernet.parameters())
+
+
+@pytest.mark.parametrize("options", OPTIONS[1:], ids=str)
+def test_every_option_takes_another_path(tmp_path, options):
+    plain, _ = searched(tmp_path / "plain.pt", epochs=1)
+    other, _ = searched(tmp_path / "other.pt", epochs=1, **options)
+    assert not torch.equal(plain.alpha, other.alpha)
+
+
+def test_seconds_of_a_search_grow_when_it_is_resumed(tmp_path):
+    _, history = searched(tmp_path / "supernet.pt", epochs=1)
+    state = load_state(tmp_path / "supernet.pt", CPU)
+    assert 0 < state["seconds"] <= history.attrs["seconds"]
+    save_state(tmp_path / "supernet.pt", state | {"seconds": 1000.0})
+    _, resumed = searched(tmp_path / "supernet.pt", epochs=2)
+    assert 1000 < load_state(tmp_path / "supernet.pt", CPU)["seconds"] <= resumed.attrs["seconds"]
 
 
 def test_finished_search_is_not_repeated(tmp_path):
@@ -167,51 +303,55 @@ def test_finished_search_is_not_repeated(tmp_path):
     pd.testing.assert_frame_equal(again, history)
 
 
-# ---- what the choice was worth
+# ---- the perturbation
 
 
-def test_each_operation_is_judged_at_its_own_best_epoch():
-    curves = pd.DataFrame(
-        {
-            "epoch": [1, 1, 2, 2],
-            "model": [0, 1, 0, 1],
-            "validation_loss": [0.5, 0.3, 0.4, 0.6],
-            "validation_accuracy": [0.7, 0.9, 0.8, 0.95],
-        }
-    )
-    assert best_epochs(curves).to_dict("list") == {"operation": [0, 1], "accuracy": [0.8, 0.9]}
+def test_operation_without_a_share_is_not_missed():
+    supernet = MixedOperation(HeadBank(HEADS, 8, 3))
+    supernet.alpha.data[4] = -1000.0
+    rises = perturbation(supernet, validation(), CPU)
+    assert rises[4] == pytest.approx(0, abs=1e-6)
+    assert np.abs(rises).max() > 1e-4
 
 
-def test_ranking_takes_the_last_alphas_and_the_mean_over_seeds():
-    history = pd.DataFrame([[9.0] * 37, range(37)], columns=[f"alpha_{number}" for number in range(37)])
-    alone = pd.DataFrame(
-        {"operation": [*range(37)] * 2, "seed": [0] * 37 + [1] * 37, "accuracy": [0.2] * 37 + [0.4] * 37}
-    )
-    ranking = rank(history, alone.sample(frac=1, random_state=0))
-    assert ranking["operation"].tolist() == ranking["alpha"].tolist() == list(range(37))
-    assert ranking["name"].iloc[[0, 36]].tolist() == ["32 ReLU x2", "linear"]
-    assert ranking["activation"].value_counts().to_dict() == {"ReLU": 12, "Tanh": 12, "Sigmoid": 12, "linear": 1}
-    assert np.allclose(ranking[["accuracy", "std", "seed_0", "seed_1"]], [0.3, 0.2 / 2**0.5, 0.2, 0.4])
+def test_none_of_identical_operations_is_missed():
+    supernet = mixture([LINEAR.build(8, 3)] * 3)
+    supernet.alpha.data = torch.tensor([0.0, 1.0, -1.0])
+    assert np.allclose(perturbation(supernet, validation(), CPU), 0, atol=1e-6)
 
 
-def test_perfect_ranking_has_correlation_one_and_no_regret():
-    judgement = judge(hand_made_ranking([0.3, 0.2, 0.1], [0.9, 0.8, 0.7]), supernet_accuracy=0.95)
-    correlations = judgement[["Spearman, all", "Spearman, 10 best", "Kendall, all", "Spearman, seed with seed"]]
-    assert correlations.tolist() == pytest.approx([1, 1, 1, 1])
-    assert judgement["regret of the choice"] == 0
-    assert judgement["discretisation gap"] == pytest.approx(0.05)
+def test_the_one_useful_operation_is_missed_most():
+    useful = constant([0.0] * 3)
+    useful[0].weight.data = 5 * torch.eye(3, 8)
+    supernet = mixture([constant([0.0] * 3), useful, constant([0.1, 0.0, 0.0])])
+    supernet.alpha.data = torch.tensor([0.5, 0.0, 0.5])  # alpha does not know
+    rises = perturbation(supernet, validation(), CPU)
+    assert rises.argmax() == 1
+    assert rises[1] > 0.3
+    assert rises[[0, 2]].max() < 0.1
 
 
-def test_one_swapped_pair_costs_what_it_should():
-    judgement = judge(hand_made_ranking([0.2, 0.3, 0.1], [0.9, 0.8, 0.7]), supernet_accuracy=0.75)
-    assert judgement["Spearman, all"] == pytest.approx(1 - 6 * 2 / (37 * (37**2 - 1)))
-    assert judgement["Spearman, 10 best"] == pytest.approx(1 - 6 * 2 / (10 * 99))
-    assert judgement["Kendall, all"] == pytest.approx(1 - 2 / (37 * 36 / 2))
-    assert judgement["regret of the choice"] == pytest.approx(0.1)
-    assert judgement["discretisation gap"] == pytest.approx(-0.05)
+@pytest.mark.parametrize("temperature", [1.0, 0.3])
+def test_perturbation_is_the_loss_of_a_supernet_without_the_operation(temperature):
+    modules, batches = [LINEAR.build(8, 3) for _ in range(4)], validation()
+    features, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    alpha = torch.tensor([0.4, 0.0, -0.3, 0.2])
+
+    def loss(places):
+        supernet = mixture([modules[place] for place in places], temperature=temperature)
+        supernet.alpha.data = alpha[places]
+        return cross_entropy(supernet(features), labels).item()
+
+    supernet = mixture(modules, temperature=temperature)
+    supernet.alpha.data = alpha
+    expected = [loss([p for p in range(4) if p != left]) - loss([0, 1, 2, 3]) for left in range(4)]
+    assert perturbation(supernet, batches, CPU) == pytest.approx(expected, abs=1e-5)
 
 
-def test_regret_of_a_random_choice_is_the_mean_over_operations():
-    ranking = hand_made_ranking([0.3], [0.9])
-    expected = 0.9 - (0.9 + sum(range(36)) / 1000) / 37
-    assert judge(ranking, 0.9)["regret of a random choice"] == pytest.approx(expected)
+def test_perturbation_is_finite_where_one_operation_has_it_all():
+    supernet = mixture([LINEAR.build(8, 3) for _ in range(3)])
+    supernet.alpha.data = torch.tensor([0.0, 200.0, 0.0])
+    rises = perturbation(supernet, validation(), CPU)
+    assert np.isfinite(rises).all()
+    assert rises[[0, 2]] == pytest.approx(0, abs=1e-6)
+    assert abs(rises[1]) > 1e-3

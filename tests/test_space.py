@@ -69,7 +69,8 @@ def test_every_choice_is_decoded_from_its_own_place(parameter):
     assert (parameter.decode(0.0), parameter.decode(1.0)) == (parameter.choices[0], parameter.choices[-1])
 
 
-def test_choices_have_equal_shares():
+def test_choices_have_equal_shares_and_lie_in_their_middle():
+    assert [Choice((4, 2)).encode(4), Choice((4, 2)).encode(2)] == [0.25, 0.75]
     assert counts(Choice((4, 2, 3))) == {2: 200, 3: 200, 4: 200}
 
 
