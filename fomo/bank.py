@@ -54,7 +54,7 @@ class BatchNorms(Stack):
         return F.batch_norm(flat, *state, training=self.training).unflatten(1, states[:, 0].shape).transpose(0, 1)
 
 
-class Run(nn.Module):
+class Section(nn.Module):
     """What follows the Linear layers of consecutive heads that have the same block here.
 
     `ends`: (whether the heads end here, their number), for one part of the run after the other.
@@ -79,7 +79,7 @@ class Run(nn.Module):
 class Level(nn.Module):
     """One block of every head that is at least so deep: states (heads, batch, inputs) -> states after it, in parts."""
 
-    def __init__(self, linears: Linears, runs: list[Run]):
+    def __init__(self, linears: Linears, runs: list[Section]):
         super().__init__()
         self.linears, self.runs = linears, nn.ModuleList(runs)
         self.sizes = [run.size for run in runs]
@@ -106,7 +106,9 @@ class Width(nn.Module):
                 run = list(run)
                 kind = {"none": None, "batch": BatchNorms, "layer": LayerNorms}[block.norm]
                 ends = groupby(run, key=lambda head: len(blocks[head]) == depth + 1)
-                runs.append(Run(block, kind and kind(take(run), run), [(end, len(list(part))) for end, part in ends]))
+                runs.append(
+                    Section(block, kind and kind(take(run), run), [(end, len(list(part))) for end, part in ends])
+                )
             levels.append(Level(linears, runs))
             ended += [head for head in alive if len(blocks[head]) == depth + 1]
             alive = [head for head in alive if len(blocks[head]) > depth + 1]

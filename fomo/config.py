@@ -33,9 +33,7 @@ class Config:
     trials: int = 30  # configurations that the first Bayesian optimisation tries
     trial_epochs: int = 1  # what a configuration is judged by: its validation loss after so many epochs
     initial_trials: int = 14  # how many trials (of either study) are the initial design, before the surrogate leads
-    prune: bool = (
-        False  # trials worse than the median at a quarter, half, three quarters of their epoch are ended there
-    )
+    prune: bool = False  # trials worse than the median after a quarter, half or three quarters of their epoch end there
     trial_seconds: float = 7200.0  # a trial that takes longer hangs, and is ended
     finalists: int = 1  # so many of the best trials are trained in full, and the best of those wins
 
@@ -45,9 +43,7 @@ class Config:
     unrolled: bool = False  # the second-order gradient of the alphas (DARTS, eq. 7); 3 to 4 times the time
     temperature: float = 1.0  # of the softmax over the alphas; below 1, small alphas make a larger difference
     normalize: bool = False  # candidates' logits brought to one scale, so that none is chosen for its scale
-    head_seeds: int = (
-        3  # how often the search and all trainings alone are made; their spread is the error of the ranking
-    )
+    head_seeds: int = 3  # how often search and trainings alone are made; their spread is the error of the ranking
     alone_epochs: int = 8  # of each such training
     alone_lr: float = 1e-3  # Adam; torch's default, a fair middle for all 37
 

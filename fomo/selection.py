@@ -1,10 +1,11 @@
 """Which candidate head to take: the rules that choose one, and what their choices are worth. Of stored numbers only."""
 
+import warnings
 from itertools import combinations
 
 import numpy as np
 import pandas as pd
-from scipy.stats import kendalltau, spearmanr
+from scipy.stats import ConstantInputWarning, kendalltau, spearmanr
 
 # A rule takes the operation of the highest score. What the scores are:
 RULES = {
@@ -99,11 +100,13 @@ def _correlations(ranks: list[np.ndarray], truths: list[np.ndarray], best10: np.
     """Means and standard deviations of the rank correlations of pairs, over all operations and within the ten best."""
     if not len(ranks):
         return {}
-    values = {
-        "spearman": [spearmanr(a, b).statistic for a, b in zip(ranks, truths, strict=True)],
-        "kendall": [kendalltau(a, b).statistic for a, b in zip(ranks, truths, strict=True)],
-        "spearman_10": [spearmanr(a[best10], b[best10]).statistic for a, b in zip(ranks, truths, strict=True)],
-    }
+    with warnings.catch_warnings():  # where all are equally good there is no order: NaN
+        warnings.simplefilter("ignore", ConstantInputWarning)
+        values = {
+            "spearman": [spearmanr(a, b).statistic for a, b in zip(ranks, truths, strict=True)],
+            "kendall": [kendalltau(a, b).statistic for a, b in zip(ranks, truths, strict=True)],
+            "spearman_10": [spearmanr(a[best10], b[best10]).statistic for a, b in zip(ranks, truths, strict=True)],
+        }
     means = {name: np.mean(found) for name, found in values.items()}
     return means | {
         f"{name}_std": np.std(found, ddof=1) if len(found) > 1 else np.nan for name, found in values.items()

@@ -160,7 +160,7 @@ def test_the_winner_is_the_same_whichever_trial_the_study_found_better(raced, be
     assert_same_race(before_the_race, raced[0])
 
 
-@pytest.mark.parametrize("stop", [0, 20, 44, 45, 50, 75, 89])
+@pytest.mark.parametrize("stop", [20, 45, 75, 89])
 def test_race_that_was_killed_comes_to_the_same_end(raced, before_the_race, batches, stop):
     batches["stop"] = stop
     with pytest.raises(KeyboardInterrupt):
@@ -177,18 +177,18 @@ def test_race_that_was_run_is_not_run_again(raced, batches):
     fomo.finetune_best(raced[0])
 
 
-def test_finalist_that_diverges_is_left_out(before_the_race):
-    best, second = fomo.optimize_finetuning(before_the_race).top(2)["trial"]
-    edit_trials(before_the_race, best, lr=1e38)
-    assert race(before_the_race)["trial"].tolist() == [second]
+@pytest.mark.parametrize("order", [1, -1])
+def test_finalist_that_diverges_is_left_out(before_the_race, order):
+    diverging, other = fomo.optimize_finetuning(before_the_race).top(2)["trial"][::order]
+    edit_trials(before_the_race, diverging, lr=1e38)
+    assert race(before_the_race)["trial"].tolist() == [other]
     winner = fomo.finetune_best(before_the_race)
-    assert winner.configuration == fomo.optimize_finetuning(before_the_race).configuration(second)
+    assert winner.configuration == fomo.optimize_finetuning(before_the_race).configuration(other)
     assert winner.kept[LOSSES].tolist() == race(before_the_race).iloc[0][LOSSES].tolist()
 
 
-@pytest.mark.parametrize("order", [1, -1])
-def test_race_whose_finalists_all_diverge_says_so(before_the_race, order):
-    for trial in fomo.optimize_finetuning(before_the_race).top(2)["trial"][::order]:
+def test_race_whose_finalists_all_diverge_says_so(before_the_race):
+    for trial in fomo.optimize_finetuning(before_the_race).top(2)["trial"]:
         edit_trials(before_the_race, trial, lr=1e38)
     with pytest.raises(DivergedError, match="a smaller learning rate may help"):
         race(before_the_race)
