@@ -137,3 +137,11 @@ def test_savefig_stores_the_current_figure_as_png(dataset):
     run = toys.tiny_run(dataset)
     assert run.savefig("line") is None  # or the cell that ends with it would show a path
     assert (run.figures / "line.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("word", ["NA", "None", "null", "nan"])
+def test_word_that_pandas_takes_for_a_missing_value_is_kept(tmp_path, word):
+    write_table(tmp_path / "table.csv", pd.DataFrame({"choice": [word, None], "loss": [0.5, np.nan]}))
+    table = read_table(tmp_path / "table.csv")
+    assert table["choice"].tolist()[0] == word
+    assert table.isna().sum().tolist() == [1, 1]
