@@ -18,6 +18,9 @@ if "OMP_WAIT_POLICY" not in os.environ:
             stacklevel=2,
         )
 
+# A package that timm brings asks for notebook widgets. fomo's progress bars are text.
+warnings.filterwarnings("ignore", message="IProgress not found")
+
 from fomo import figures, metrics
 from fomo.artifacts import Run
 from fomo.classifier import load_model
