@@ -37,7 +37,7 @@ class Classifier(nn.Module):
 class Model:
     """A trained classifier with all that it takes to classify an image file: `classes` and preprocessing.
 
-    `description` holds backbone, head, classes, image_size and channels (1: trained on grey images).
+    `description` holds backbone, head, classes, image_size, crop and channels (1: trained on grey images).
     """
 
     def __init__(self, classifier: Classifier, description: dict):
@@ -49,7 +49,7 @@ class Model:
         """The class of each image (a path or an open PIL image), its confidence, and the probability of every class."""
         side, channels = self.description["image_size"], self.description["channels"]
         opened = (image if isinstance(image, Image.Image) else Image.open(image) for image in images)
-        pixels = np.stack([to_pixels(image, side, channels) for image in opened])
+        pixels = np.stack([to_pixels(image, side, channels, self.description["crop"]) for image in opened])
         backbone = self.classifier.backbone
         batches = ImageBatches(pixels, range(len(pixels)), np.zeros(len(pixels)), backbone.mean, backbone.std)
         logits, _ = predict(self.classifier, loader(batches, batch_size), torch.device("cpu"))
@@ -64,13 +64,14 @@ class Model:
         write_bytes(path, safetensors.torch.save(state, metadata={"fomo": json.dumps(self.description)}))
 
 
-def describe(backbone: str, head: Head, classes: list[str], image_size: int, channels: int) -> dict:
+def describe(backbone: str, head: Head, classes: list[str], image_size: int, crop: float, channels: int) -> dict:
     """The `description` of a `Model`."""
     return {
         "backbone": backbone,
         "head": {"hidden": head.hidden, "blocks": [asdict(block) for block in head.blocks]},
         "classes": classes,
         "image_size": image_size,
+        "crop": crop,
         "channels": channels,
     }
 

@@ -22,6 +22,7 @@ class Config:
     seed: int = 0  # split, initial weights, batch order, augmentation, initial design
 
     image_size: int = 224  # side of the square that the network sees, in pixels; time grows with its square
+    crop: float = 0.875  # of the resized image's shorter side, the middle that is kept: the report's 224 of 256 pixels
     validation_share: float = 0.2  # of the train split; all choices are made on it
     rotation: float = 30.0  # largest angle of the random rotation, in degrees
     batch_size: int = 64  # images a step
@@ -30,9 +31,14 @@ class Config:
     balance: str = "none"  # classes of unequal size: none, or sampler (each drawn equally often in the finetuning)
 
     epochs: int = 8  # of the first finetuning, and of the winner's
+    schedule: str = "constant"  # of the learning rate: constant, or cosine (from a warm-up to 0)
+    label_smoothing: float = 0.0  # this share of each label is spread over all classes, in the training loss
+    averaging: float = 0.0  # decay a step of a moving average of the weights, which is what is kept; 0: none
     trials: int = 30  # configurations that the first Bayesian optimisation tries
     trial_epochs: int = 1  # what a configuration is judged by: its validation loss after so many epochs
     initial_trials: int = 14  # how many trials (of either study) are the initial design, before the surrogate leads
+    trial_share: float = 1.0  # of the train images, by class, that a trial sees
+    trial_size: int = 0  # side in pixels that a trial sees images at; 0: image_size
     prune: bool = False  # trials worse than the median after a quarter, half or three quarters of their epoch end there
     trial_seconds: float = 7200.0  # a trial that takes longer hangs, and is ended
     finalists: int = 1  # so many of the best trials are trained in full, and the best of those wins
@@ -62,9 +68,12 @@ CHOICES = {
     "on_bad": ("raise", "skip"),
     "on_leak": ("warn", "drop"),
     "balance": ("none", "sampler"),
+    "schedule": ("constant", "cosine"),
     "selection": ("alpha", "perturbation", "one epoch", "halving", "alone"),
     "head_space": ("report", "large"),
 }
+FROM_ZERO = ("seed", "rotation", "label_smoothing", "averaging", "trial_size")
+SHARES = ("crop", "validation_share", "trial_share", "label_smoothing", "averaging")
 NAMED = ("on_bad", "on_leak", "balance")  # where they are not the usual ones, they are in the name of a run's folder
 
 PRESETS = {
@@ -114,9 +123,11 @@ def make_config(dataset: str, preset: str = "quick", **settings) -> Config:
             raise UserError(f"setting '{name}' is {value!r}; it must be of type {allowed[name].__name__}")
         if name in CHOICES and value is not None and value not in CHOICES[name]:
             raise UserError(f"setting '{name}' is {value!r}; choose from {', '.join(CHOICES[name])}")
-        least = 0 if name in ("seed", "rotation") else 1 if allowed[name] is int else 1e-12
+        least = 0 if name in FROM_ZERO else 1 if allowed[name] is int else 1e-12
         if value is not None and allowed[name] in (int, float) and value < least:
             raise UserError(f"setting '{name}' is {value!r}; it must be at least {least:g}")
+        if value is not None and name in SHARES and value > 1:
+            raise UserError(f"setting '{name}' is {value!r}; it must be at most 1")
     if dataset not in DATASETS and not Path(dataset).expanduser().exists():
         raise UserError(f"unknown data set '{dataset}'; choose from {', '.join(DATASETS)}, or give a folder or a table")
     given = {name: value for name, value in settings.items() if value is not None}

@@ -24,16 +24,18 @@ def augment(images: torch.Tensor, rotation: float, generator: torch.Generator) -
 class ImageBatches(torch.utils.data.Dataset):
     """Batches of images as the network sees them: numbers -> (float tensor (batch, 3, side, side), labels (batch)).
 
-    Image i is `pixels`[`rows`[i]]. With a `generator`, images are augmented; without one, never.
+    Image i is `pixels`[`rows`[i]], scaled down to `side` pixels unless that is 0. With a `generator`, images are
+    augmented; without one, never.
     """
 
-    def __init__(self, pixels, rows, labels, mean, std, *, rotation=0.0, generator=None):
+    def __init__(self, pixels, rows, labels, mean, std, *, rotation=0.0, side=0, generator=None):
         self.pixels = pixels
         self.rows = np.asarray(rows)
         self.labels = torch.tensor(labels, dtype=torch.int64)
         self.mean = torch.tensor(mean).view(1, 3, 1, 1)
         self.std = torch.tensor(std).view(1, 3, 1, 1)
         self.rotation = rotation
+        self.side = side
         self.generator = generator
 
     def __len__(self) -> int:
@@ -41,6 +43,8 @@ class ImageBatches(torch.utils.data.Dataset):
 
     def __getitem__(self, numbers: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         images = torch.from_numpy(np.array(self.pixels[self.rows[numbers]])).float().div_(255)
+        if 0 < self.side < images.shape[-1]:
+            images = F.interpolate(images, size=(self.side, self.side), mode="bilinear", antialias=True)
         if self.generator is not None:
             images = augment(images, self.rotation, self.generator)
         return (images - self.mean) / self.std, self.labels[numbers]  # a grey image becomes three equal channels

@@ -63,7 +63,8 @@ def evaluate(run: Run) -> Evaluation:
         stage.save_table("validation", metrics.measure(features.validation_labels, {"final": validated}, **options))
         columns = images[["file", "label"]].assign(row=shown[1], **predictions, confidence=confidence)
         stage.save_table("scored", columns)
-        description = describe(config.backbone, search_head(run).head, classes, config.image_size, part[0].shape[1])
+        shape = config.image_size, config.crop, part[0].shape[1]
+        description = describe(config.backbone, search_head(run).head, classes, *shape)
         Model(final.cpu(), description).save(stage.path("model.safetensors"))
         stage.finish()
     scored = stage.table("scored")

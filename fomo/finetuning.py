@@ -35,7 +35,7 @@ def finetune(run: Run) -> Trained:
     if not stage.done:
         data = preprocess(run)
         classifier, options = untrained(run, data), {"checkpoint": stage.path("checkpoint.pt")}
-        history = _fit_images(
+        history = fit_images(
             run, data, classifier, FINETUNING_FIRST, run.config.epochs, description="finetuning", **options
         )
         store_trained(stage, classifier, history)
@@ -58,10 +58,11 @@ def optimize_finetuning(run: Run, executor: Callable[[], Executor] = InProcess, 
 
 
 def finetuning_trial(run: Run, configuration: dict, report: Callable[[float, float], None]) -> dict:
-    """A trial's losses and accuracy after `trial_epochs`; `report` is told of it on the way, and may end it."""
-    data = preprocess(run)
-    options = {"description": "trial", "report": report}
-    return outcome(_fit_images(run, data, untrained(run, data), configuration, run.config.trial_epochs, **options))
+    """A trial's losses and accuracy after `trial_epochs` on `trial_share` of the train images, scaled down to
+    `trial_size`; `report` is told of it on the way, and may end it."""
+    data, config = preprocess(run), run.config
+    options = {"description": "trial", "report": report, "share": config.trial_share, "side": config.trial_size}
+    return outcome(fit_images(run, data, untrained(run, data), configuration, run.config.trial_epochs, **options))
 
 
 def race(run: Run) -> pd.DataFrame:
@@ -79,7 +80,7 @@ def race(run: Run) -> pd.DataFrame:
             racer, checkpoint = untrained(run, data), stage.path(f"checkpoint_{trial}.pt")
             options = {"checkpoint": checkpoint, "description": f"race, trial {trial}"}
             try:
-                history = _fit_images(run, data, racer, study.configuration(trial), run.config.epochs, **options)
+                history = fit_images(run, data, racer, study.configuration(trial), run.config.epochs, **options)
             except DivergedError:
                 if not rows and trial == trials[-1]:
                     raise
@@ -109,14 +110,26 @@ def untrained(run: Run, data: Preprocessed) -> Classifier:
     return seeded(run.config.seed, build).to(run.device)
 
 
-def _fit_images(run: Run, data: Preprocessed, classifier: Classifier, configuration: dict, epochs: int, **options):
-    """Finetunes `classifier` with `configuration`, in place; returns its learning curves."""
-    settings = dict(configuration)
+def fit_images(
+    run: Run,
+    data: Preprocessed,
+    classifier: Classifier,
+    configuration: dict,
+    epochs: int,
+    *,
+    share: float = 1.0,
+    side: int = 0,
+    **options,
+) -> pd.DataFrame:
+    """Finetunes `classifier` with `configuration`, in place, on a `share` of the train images, scaled down to `side`
+    pixels unless that is 0; returns its learning curves."""
+    settings, config = dict(configuration), run.config
     classifier.backbone.fix_until(settings.pop("layer"))
-    train = image_loader(run, data.part("train"), classifier.backbone, torch.Generator())
-    validation = image_loader(run, data.part("validation"), classifier.backbone)
+    train = image_loader(run, data.sample(share, config.seed), classifier.backbone, torch.Generator(), side=side)
+    validation = image_loader(run, data.part("validation"), classifier.backbone, side=side)
     optimizer = make_optimizer(classifier, **settings)
-    options |= {"seed": run.config.seed, "device": run.device}
+    options |= {"seed": config.seed, "device": run.device, "schedule": config.schedule}
+    options |= {"label_smoothing": config.label_smoothing, "averaging": config.averaging}
     return fit(classifier, optimizer, train, validation, epochs, **options)
 
 

@@ -14,7 +14,6 @@ from tqdm import tqdm
 from fomo.artifacts import new_array
 from fomo.datasets import Dataset
 
-RESIZE_RATIO = 256 / 224  # the report's Resize(256), CenterCrop(224), kept at every image size
 GREY_MODES = ("1", "L")
 
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large is not yet a bomb; twice as large is refused
@@ -38,12 +37,15 @@ def as_seen(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def to_pixels(image: Image.Image, image_size: int, channels: int) -> np.ndarray:
-    """Resize and CenterCrop of an image as seen, as uint8 (channels, side, side); channels is 1 (grey) or 3."""
+def to_pixels(image: Image.Image, image_size: int, channels: int, crop: float = 0.875) -> np.ndarray:
+    """Resize and CenterCrop of an image as seen, as uint8 (channels, side, side); channels is 1 (grey) or 3.
+
+    `crop` is the share of the shorter side that is kept: 0.875 are the report's Resize(256), CenterCrop(224).
+    """
     image = as_seen(image).convert("L" if channels == 1 else "RGB")
     longest = 8 * min(image.size)  # what lies farther out is cropped anyway; resized first, it could fill the memory
     image = center_crop(image, [min(image.height, longest), min(image.width, longest)])
-    image = center_crop(resize(image, [round(image_size * RESIZE_RATIO)], antialias=True), [image_size])
+    image = center_crop(resize(image, [round(image_size / crop)], antialias=True), [image_size])
     return np.asarray(image).reshape(image_size, image_size, channels).transpose(2, 0, 1)
 
 
@@ -56,7 +58,9 @@ def for_each(function, items: list, description: str):
                 yield result
 
 
-def store_pixels(dataset: Dataset, files: pd.Series, path: Path, image_size: int, description: str) -> pd.DataFrame:
+def store_pixels(
+    dataset: Dataset, files: pd.Series, path: Path, image_size: int, description: str, crop: float = 0.875
+) -> pd.DataFrame:
     """Stores `to_pixels` of `files` as uint8 (images, channels, side, side): 1 channel if the train images are grey.
 
     This head of the transforms is the same in every epoch, so it is computed once. Returns the table (file, reason) of
@@ -66,7 +70,7 @@ def store_pixels(dataset: Dataset, files: pd.Series, path: Path, image_size: int
     def decode(file: str) -> np.ndarray | str:
         try:
             with dataset.source.open(file) as image:
-                return to_pixels(image, image_size, channels)
+                return to_pixels(image, image_size, channels, crop)
         except Exception as error:  # a damaged file makes the decoders raise nearly anything
             return reason(error)
 

@@ -34,6 +34,12 @@ class Preprocessed:
         part = self.images[self.images["split"] == name]
         return self.pixels, part["row"].to_numpy(), part["label"].to_numpy()
 
+    def sample(self, share: float, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """As `part`("train"), but only about this `share` of each class, at least one image; 1: all of them."""
+        train = self.images[self.images["split"] == "train"]
+        chosen = train if share == 1 else train[divide(train.drop(columns="group", errors="ignore"), share, seed)]
+        return self.pixels, chosen["row"].to_numpy(), chosen["label"].to_numpy()
+
 
 def preprocess(run: Run) -> Preprocessed:
     """The images of the train split, resized and cropped, and divided into train and validation."""
@@ -77,7 +83,7 @@ def read_pixels(run: Run, dataset: Dataset, files: pd.Series, path: Path) -> pd.
 
     Raises `UserError` where there are such and `on_bad` is raise; all of them are then listed in unreadable.csv.
     """
-    damaged = store_pixels(dataset, files, path, run.config.image_size, f"reading {path.stem} images")
+    damaged = store_pixels(dataset, files, path, run.config.image_size, f"reading {path.stem} images", run.config.crop)
     if len(damaged) and run.config.on_bad == "raise":
         path.unlink()  # nothing is stored of a data set that is refused, so that a repaired one is not
         listed = run.folder / "unreadable.csv"
@@ -90,7 +96,13 @@ def read_pixels(run: Run, dataset: Dataset, files: pd.Series, path: Path) -> pd.
     return damaged
 
 
-def image_loader(run: Run, part: tuple, backbone: Backbone, generator: torch.Generator | None = None) -> DataLoader:
-    """Batches of (pixels, rows, labels); with a `generator`, shuffled, augmented, and balanced if `balance` says so."""
-    batches = ImageBatches(*part, backbone.mean, backbone.std, rotation=run.config.rotation, generator=generator)
+def image_loader(
+    run: Run, part: tuple, backbone: Backbone, generator: torch.Generator | None = None, *, side: int = 0
+) -> DataLoader:
+    """Batches of (pixels, rows, labels); with a `generator`, shuffled, augmented, and balanced if `balance` says so.
+
+    `side`, in pixels, that the images are scaled down to; 0: as they are stored.
+    """
+    options = {"rotation": run.config.rotation, "side": side, "generator": generator}
+    batches = ImageBatches(*part, backbone.mean, backbone.std, **options)
     return loader(batches, run.config.batch_size, generator, balanced=run.config.balance == "sampler")

@@ -14,15 +14,19 @@ from fomo.backbones import weights_fingerprint
 from fomo.datasets import load_dataset
 from fomo.tuning import Study
 
+FINETUNING = (
+    *("backbone", "weights", "rotation", "batch_size", "balance"),
+    *("schedule", "label_smoothing", "averaging"),
+)
 # The folder of each stage: the stage that it follows, and the settings that it adds to those of all stages before it.
 STAGES = {
-    "1_preprocessing": (None, ("image_size", "validation_share", "seed", "on_bad", "on_leak")),
-    "2_finetuning": ("1_preprocessing", ("backbone", "weights", "rotation", "batch_size", "balance", "epochs")),
+    "1_preprocessing": (None, ("image_size", "crop", "validation_share", "seed", "on_bad", "on_leak")),
+    "2_finetuning": ("1_preprocessing", (*FINETUNING, "epochs")),
     "3_bayesian_optimization": (
         "1_preprocessing",
         (
-            *("backbone", "weights", "rotation", "batch_size", "balance"),
-            *("trials", "trial_epochs", "initial_trials", "prune", "trial_seconds"),
+            *FINETUNING,
+            *("trials", "trial_epochs", "trial_share", "trial_size", "initial_trials", "prune", "trial_seconds"),
         ),
     ),
     "4_best_finetuning": ("3_bayesian_optimization", ("epochs", "finalists")),

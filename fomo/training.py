@@ -1,7 +1,9 @@
 """The training loop, for every network that fomo trains; its checkpoints, and the pass that evaluates."""
 
+import math
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,8 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -32,9 +36,22 @@ def make_optimizer(
     return torch.optim.RMSprop(weights, lr, weight_decay=weight_decay)
 
 
-def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy of logits (..., batch, classes), shape (...): a number, or one for each of several models."""
-    losses = F.cross_entropy(logits.flatten(0, -2), labels.repeat(logits.shape[:-2].numel()), reduction="none")
+def cosine(step: int, steps: int) -> float:
+    """The learning rate's factor in a step: up from 0 in the first tenth of all `steps`, then down a half cosine to 0
+    (Loshchilov and Hutter, arXiv:1608.03983; warm-up: Goyal et al., arXiv:1706.02677)."""
+    warm_up = max(1, steps // 10)
+    if step < warm_up:
+        return (step + 1) / warm_up
+    return (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up))) / 2
+
+
+def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
+    """Mean cross-entropy of logits (..., batch, classes), shape (...): a number, or one for each of several models.
+
+    `smoothing`: this share of each label is spread evenly over all classes (Szegedy et al., arXiv:1512.00567).
+    """
+    repeated = labels.repeat(logits.shape[:-2].numel())
+    losses = F.cross_entropy(logits.flatten(0, -2), repeated, reduction="none", label_smoothing=smoothing)
     return losses.view(logits.shape[:-1]).mean(-1)
 
 
@@ -47,6 +64,9 @@ def fit(
     *,
     seed: int,
     device: torch.device,
+    schedule: str = "constant",
+    label_smoothing: float = 0.0,
+    averaging: float = 0.0,
     checkpoint: Path | None = None,
     report: Callable[[float, float], None] | None = None,
     description: str = "training",
@@ -57,6 +77,10 @@ def fit(
     validation_loss and validation_accuracy; its `attrs` have the seconds that it took. A `HeadBank` is several models
     in one (`model` = 0, 1, ...): their losses add up, so each is trained as if alone, and left at its own best epoch.
 
+    `schedule` is that of the learning rate (constant, cosine), `label_smoothing` that of the training loss. With
+    `averaging`, what is validated and kept is a moving average of the weights (and batch statistics), which moves by
+    1 - `averaging` a step, faster in the beginning (Polyak; Tarvainen and Valpola, arXiv:1703.01780).
+
     With a `checkpoint`, an interrupted training goes on after its last whole epoch, to the same weights: whatever is
     random in an epoch is drawn anew from `seed` and the epoch's number. Raises `DivergedError` when no model has a
     finite loss any more.
@@ -66,14 +90,21 @@ def fit(
     are still new to the network; after each epoch but the last the validation loss.
     """
     history, best, best_state, start = [], None, None, time.perf_counter()
+    total = epochs * len(train)
+    scheduler = LambdaLR(optimizer, partial(cosine, steps=total)) if schedule == "cosine" else None
+    average = AveragedModel(model, multi_avg_fn=partial(_move, averaging), use_buffers=True) if averaging else None
+    shown = average.module if average else model
     if checkpoint and checkpoint.exists():
         stored = load_state(checkpoint, device)
         model.load_state_dict(stored["model"])
         optimizer.load_state_dict(stored["optimizer"])
+        if scheduler:
+            scheduler.load_state_dict(stored["scheduler"])
+        if average:
+            average.load_state_dict(stored["average"])
         history, best, best_state = stored["history"], stored["best"].numpy(), stored["best_state"]
         start -= stored["seconds"]
     done = len({row["epoch"] for row in history})
-    total = epochs * len(train)
     quarters = [len(train) * part // 4 for part in (1, 2, 3)] if len(train) >= 4 else []
     with tqdm(total=total, initial=done * len(train), desc=description, unit="batch", leave=False) as bar:
         for epoch in range(done + 1, epochs + 1):
@@ -85,32 +116,44 @@ def fit(
                 for inputs, labels in train:
                     inputs, labels = inputs.to(device), labels.to(device)
                     optimizer.zero_grad()
-                    loss = cross_entropy(model(inputs), labels)
+                    loss = cross_entropy(model(inputs), labels, label_smoothing)
                     loss.sum().backward()
                     optimizer.step()
+                    if scheduler:
+                        scheduler.step()
+                    if average:
+                        average.update_parameters(model)
                     losses.append(loss.detach())
                     bar.update()
                     if report and epoch == 1 and len(losses) in quarters:
                         part = torch.stack(losses[-quarters[0] :]).mean()
                         report(0.25 * (1 + quarters.index(len(losses))), float(part))
             train_loss = torch.stack(losses).mean(0).cpu().numpy()
-            validation_loss, accuracy = evaluate(model, validation, device)
+            validation_loss, accuracy = evaluate(shown, validation, device)
             if not np.isfinite(train_loss + validation_loss).any():
                 raise DivergedError(f"the loss is not finite in epoch {epoch}; a smaller learning rate may help")
             history += _rows(epoch, train_loss, validation_loss, accuracy)
             better = validation_loss < (np.inf if best is None else best)
-            best_state = _keep(model, best_state, better)
+            best_state = _keep(shown, best_state, better)
             best = validation_loss if best is None else np.fmin(best, validation_loss)
             if report and epoch < epochs:
                 report(epoch, float(validation_loss.sum()))
             if checkpoint:
                 state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "history": history}
                 state |= {"best": torch.tensor(best), "best_state": best_state, "seconds": time.perf_counter() - start}
+                state |= {"scheduler": scheduler.state_dict()} if scheduler else {}
+                state |= {"average": average.state_dict()} if average else {}
                 save_state(checkpoint, state)
     model.load_state_dict(best_state)
     curves = pd.DataFrame(history)
     curves.attrs["seconds"] = time.perf_counter() - start
     return curves
+
+
+def _move(decay: float, averages: list[torch.Tensor], current: list[torch.Tensor], steps: torch.Tensor) -> None:
+    """Moves the `averages` towards the `current` weights: by 1 - `decay`, but early by more, so that a short training
+    has forgotten where it began."""
+    get_ema_multi_avg_fn(min(decay, (1 + int(steps)) / (10 + int(steps))))(averages, current, steps)
 
 
 def _keep(model: nn.Module, kept: dict | None, better: np.ndarray) -> dict:

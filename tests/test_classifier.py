@@ -34,7 +34,7 @@ def model():
     """An untrained classifier of grey images."""
     backbone = load_backbone("test_vit", "random", 32)
     head = HEADS[3]
-    description = describe("test_vit", head, toys.CLASSES, 32, 1)
+    description = describe("test_vit", head, toys.CLASSES, 32, 0.875, 1)
     return Model(Classifier(backbone, head.build(backbone.num_features, 3)), description)
 
 
@@ -87,7 +87,7 @@ def other_metadata(path):
 
 
 def without_weights(path):
-    description = describe("test_vit", HEADS[3], toys.CLASSES, 32, 1)
+    description = describe("test_vit", HEADS[3], toys.CLASSES, 32, 0.875, 1)
     safetensors.torch.save_file({"weight": torch.zeros(3)}, path, metadata={"fomo": json.dumps(description)})
 
 
@@ -113,3 +113,15 @@ def test_truncated_model_is_refused_by_name(model, tmp_path, kept):
     (tmp_path / "model.safetensors").write_bytes(content[:kept])
     with pytest.raises(UserError, match=r"model\.safetensors cannot be read"):
         load_model(tmp_path / "model.safetensors")
+
+
+def test_prediction_crops_as_the_model_was_trained(model):
+    framed = np.full((64, 64), 255, np.uint8)
+    framed[16:48, 16:48] = toys.draw(1, (32, 32, 1))[..., 0]
+    inner = Image.fromarray(framed[16:48, 16:48])
+    model.description["crop"] = 0.5
+    cropped = model.predict([Image.fromarray(framed)])
+    model.description["crop"] = 1.0
+    whole = model.predict([Image.fromarray(framed), inner])
+    assert not np.allclose(cropped[toys.CLASSES], whole[toys.CLASSES].iloc[0])
+    assert np.allclose(cropped[toys.CLASSES], whole[toys.CLASSES].iloc[1], atol=1e-5)

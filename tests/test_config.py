@@ -1,4 +1,5 @@
 import ast
+import ctypes
 import os
 import subprocess
 import sys
@@ -110,6 +111,12 @@ def test_setting_replaces_that_of_the_preset_and_none_leaves_it():
         ({"selection": "alphas"}, "setting 'selection' is 'alphas'; choose from alpha, perturbation, one epoch, halv"),
         ({"head_space": "huge"}, "setting 'head_space' is 'huge'; choose from report, large"),
         ({"head_batch": 0}, "setting 'head_batch' is 0; it must be at least 1"),
+        ({"schedule": "linear"}, "setting 'schedule' is 'linear'; choose from constant, cosine"),
+        ({"crop": 1.2}, "setting 'crop' is 1.2; it must be at most 1"),
+        ({"crop": 0.0}, "setting 'crop' is 0.0; it must be at least 1e-12"),
+        ({"label_smoothing": -0.1}, "setting 'label_smoothing' is -0.1; it must be at least 0"),
+        ({"averaging": 99.0}, "setting 'averaging' is 99.0; it must be at most 1"),
+        ({"trial_share": 50.0}, "setting 'trial_share' is 50.0; it must be at most 1"),
         ({"temperature": 0.0}, "setting 'temperature' is 0.0; it must be at least 1e-12"),
     ],
 )
@@ -178,3 +185,18 @@ def test_import_prints_nothing_and_puts_waiting_threads_to_sleep():
 def test_importing_torch_first_warns_that_its_threads_spin():
     result = in_fresh_process("import warnings, torch; warnings.simplefilter('error'); import fomo")
     assert "UserWarning: torch was imported before fomo" in result.stderr
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="another C library than glibc")
+def test_memory_of_one_step_is_there_for_the_next():
+    code = """
+import fomo, resource, torch
+def faults():
+    for _ in range(10):
+        torch.ones(2**24)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+first = faults()
+assert faults() - first < 2000, faults()  # 16384 pages each time, were they fetched anew
+"""
+    result = in_fresh_process(code)
+    assert result.returncode == 0, result.stderr

@@ -95,3 +95,16 @@ def test_rows_say_where_the_pixels_of_an_image_are():
     images, labels = ImageBatches(pixels, [3, 1], [7, 8], (0.0,) * 3, (1.0,) * 3)[[0, 1]]
     assert (images[:, 0, 0, 0] * 255).round().tolist() == [3, 1]
     assert labels.tolist() == [7, 8]
+
+
+@pytest.mark.parametrize("augmented", [True, False])
+def test_batch_is_scaled_down_to_a_side_and_never_up(augmented):
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 3, 8, 8), dtype=np.uint8)
+    generator = torch.Generator() if augmented else None
+    for side, expected in {0: 8, 5: 5, 8: 8, 12: 8}.items():
+        options = {"rotation": 0.0, "side": side, "generator": generator}
+        images = ImageBatches(pixels, range(4), [0] * 4, (0.0,) * 3, (1.0,) * 3, **options)[[0, 1]][0]
+        assert images.shape == (2, 3, expected, expected)
+    small = ImageBatches(pixels, range(4), [0] * 4, (0.0,) * 3, (1.0,) * 3, side=4)[[3]][0]
+    reference = transforms.resize(torch.from_numpy(pixels[3:]) / 255, [4], antialias=True)
+    torch.testing.assert_close(small, reference)

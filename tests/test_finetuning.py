@@ -212,7 +212,7 @@ def test_more_finalists_than_trials_are_all_trials_and_of_equals_the_first_wins(
         torch.nn.init.constant_(classifier.head[-1].bias, configuration["lr"])
         return pd.DataFrame([{"epoch": 1, "model": 0} | dict.fromkeys(LOSSES, next(losses))])
 
-    monkeypatch.setattr(finetuning, "_fit_images", trained)
+    monkeypatch.setattr(finetuning, "fit_images", trained)
     run = toys.tiny_run(dataset, finalists=9)
     assert run.folder == before_the_race.folder
     best, second, third = fomo.optimize_finetuning(run).top(9)["trial"]
@@ -220,3 +220,20 @@ def test_more_finalists_than_trials_are_all_trials_and_of_equals_the_first_wins(
     winner = fomo.finetune_best(run)
     assert winner.configuration == fomo.optimize_finetuning(run).configuration(second)
     assert winner.model.head[-1].bias.tolist() == pytest.approx([winner.configuration["lr"]] * 3)
+
+
+def test_trials_are_as_cheap_as_asked_and_the_winner_is_trained_in_full(dataset, monkeypatch):
+    seen, fit = [], finetuning.fit
+
+    def watched(classifier, optimizer, train, validation, epochs, **options):
+        sides = {next(iter(batches))[0].shape[-1] for batches in (train, validation)}
+        seen.append((len(train.dataset), len(validation.dataset), sides, options["averaging"], options["schedule"]))
+        return fit(classifier, optimizer, train, validation, epochs, **options)
+
+    monkeypatch.setattr(finetuning, "fit", watched)
+    settings = {"trial_share": 0.5, "trial_size": 16, "averaging": 0.5, "schedule": "cosine", "finalists": 1}
+    run = toys.tiny_run(dataset, **settings | {"trials": 2})
+    fomo.optimize_finetuning(run)
+    assert seen == [(24, 12, {16}, 0.5, "cosine")] * 2
+    fomo.finetune_best(run)
+    assert seen[2:] == [(48, 12, {32}, 0.5, "cosine")]

@@ -354,3 +354,12 @@ def rows(folder) -> dict[str, np.ndarray | str]:
     damaged = store_pixels(dataset, files, folder.with_name("pixels.npy"), 16, "reading")
     pixels = np.load(folder.with_name("pixels.npy"))
     return dict(zip(files, pixels, strict=True)) | dict(zip(damaged["file"], damaged["reason"], strict=True))
+
+
+def test_crop_keeps_the_middle_share_of_the_shorter_side():
+    pixels = np.zeros((40, 80), np.uint8)
+    pixels[10:30, 30:50] = 255  # the middle half of the shorter side
+    image = Image.fromarray(pixels)
+    assert to_pixels(image, 20, 1, 0.5).min() > 200
+    whole = to_pixels(image, 40, 1, 1.0)[0]
+    assert np.array_equal(whole, pixels[:, 20:60])

@@ -209,3 +209,24 @@ def test_balance_leaves_validation_as_it_is(dataset):
     part = np.zeros((1, 3, 8, 8), np.uint8), np.zeros(9, int), np.repeat([0, 1, 2], [7, 1, 1])
     batches = image_loader(run, part, load_backbone("test_efficientnet", "random", 32))
     assert torch.cat([labels for _, labels in batches]).tolist() == part[2].tolist()
+
+
+def test_sample_is_a_share_of_each_class_of_the_train_images(finished):
+    data = fomo.preprocess(finished.run)
+    everything = data.part("train")
+    assert all(np.array_equal(a, b) for a, b in zip(data.sample(1.0, 0)[1:], everything[1:], strict=True))
+    _, rows, labels = data.sample(0.25, 0)
+    assert np.bincount(labels).tolist() == [4, 4, 4]
+    assert set(rows) < set(everything[1])
+    assert np.array_equal(labels, data.images.set_index("row").loc[rows, "label"])
+    assert np.array_equal(data.sample(0.25, 0)[1], rows)
+    assert not np.array_equal(data.sample(0.25, 1)[1], rows)
+    assert np.bincount(data.sample(1e-6, 0)[2]).tolist() == [1, 1, 1]
+
+
+def test_crop_of_the_run_is_that_of_its_images(dataset):
+    data = fomo.preprocess(toys.tiny_run(dataset, crop=1.0))
+    image = data.images.iloc[5]
+    with data.dataset.source.open(image.file) as opened:
+        assert np.array_equal(data.pixels[image.row], to_pixels(opened, 32, 3, 1.0))
+        assert not np.array_equal(data.pixels[image.row], to_pixels(opened, 32, 3))

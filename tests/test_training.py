@@ -10,9 +10,10 @@ from fomo.bank import HeadBank
 from fomo.classifier import Classifier
 from fomo.data import FeatureBatches, ImageBatches, loader
 from fomo.heads import HEADS, LINEAR
-from fomo.training import DivergedError, cross_entropy, evaluate, fit, make_optimizer, predict
+from fomo.training import DivergedError, cosine, cross_entropy, evaluate, fit, make_optimizer, predict
 
 CPU = torch.device("cpu")
+RECIPE = {"schedule": "cosine", "label_smoothing": 0.1, "averaging": 0.9}
 OPTIMIZERS = ("adam", "sgd", "rmsprop")
 PIXELS = np.stack([toys.draw(number % 3, (32, 32, 1), seed=number).transpose(2, 0, 1) for number in range(24)])
 LABELS = np.arange(24) % 3
@@ -40,10 +41,11 @@ def new_classifier():
     return Classifier(backbone, LINEAR.build(backbone.num_features, 3))
 
 
-def train_classifier(optimizer, checkpoint, *interruption):
+def train_classifier(optimizer, checkpoint, *interruption, **recipe):
     model = new_classifier()
     optimizer = make_optimizer(model, optimizer, lr=1e-2, weight_decay=1e-3, momentum=0.9)
-    history = fit(model, optimizer, *image_loaders(*interruption), 3, seed=5, device=CPU, checkpoint=checkpoint)
+    recipe |= {"seed": 5, "device": CPU, "checkpoint": checkpoint}
+    history = fit(model, optimizer, *image_loaders(*interruption), 3, **recipe)
     return model.state_dict(), history
 
 
@@ -95,11 +97,12 @@ def test_epoch_of_lowest_validation_loss_is_kept():
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("interruption", [(4, 99), (99, 3), (0, 99)], ids=["in training", "in validation", "at once"])
-def test_interrupted_training_goes_on_to_the_same_weights(tmp_path, optimizer, interruption):
-    weights, history = train_classifier(optimizer, tmp_path / "whole.pt")
+@pytest.mark.parametrize("recipe", [{}, RECIPE], ids=["plain", "recipe"])
+def test_interrupted_training_goes_on_to_the_same_weights(tmp_path, optimizer, interruption, recipe):
+    weights, history = train_classifier(optimizer, tmp_path / "whole.pt", **recipe)
     with pytest.raises(KeyboardInterrupt):
-        train_classifier(optimizer, tmp_path / "checkpoint.pt", *interruption)
-    resumed_weights, resumed_history = train_classifier(optimizer, tmp_path / "checkpoint.pt")
+        train_classifier(optimizer, tmp_path / "checkpoint.pt", *interruption, **recipe)
+    resumed_weights, resumed_history = train_classifier(optimizer, tmp_path / "checkpoint.pt", **recipe)
     pd.testing.assert_frame_equal(history, resumed_history, check_exact=True)
     assert all(torch.equal(weights[name], resumed_weights[name]) for name in weights)
 
@@ -113,6 +116,69 @@ def test_resumed_training_does_not_repeat_finished_epochs(tmp_path):
 def test_finished_training_is_not_trained_again(tmp_path):
     _, history = train_classifier("adam", tmp_path / "checkpoint.pt")
     pd.testing.assert_frame_equal(train_classifier("adam", tmp_path / "checkpoint.pt", 0)[1], history)
+
+
+def test_killed_after_an_epoch_the_recipe_goes_on_where_it_was(tmp_path):
+    weights, history = train_classifier("adam", tmp_path / "whole.pt", **RECIPE)
+    with pytest.raises(KeyboardInterrupt):
+        train_classifier("adam", tmp_path / "checkpoint.pt", 7, **RECIPE)  # two epochs of three batches, and one more
+    resumed_weights, resumed_history = train_classifier("adam", tmp_path / "checkpoint.pt", 3, **RECIPE)
+    pd.testing.assert_frame_equal(history, resumed_history, check_exact=True)
+    assert all(torch.equal(weights[name], resumed_weights[name]) for name in weights)
+
+
+def test_cosine_rises_for_a_tenth_of_the_steps_and_falls_to_zero():
+    factors = [cosine(step, 50) for step in range(51)]
+    assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    reference = torch.optim.lr_scheduler.CosineAnnealingLR
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 1.0)
+    scheduler, falling = reference(optimizer, 45), []
+    for _ in range(46):
+        falling.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    assert factors[5:] == pytest.approx(falling, abs=1e-9)
+    assert all(0 <= cosine(step, steps) <= 1 for steps in (1, 2, 3) for step in range(steps + 1))
+
+
+def test_schedule_sets_the_rate_of_every_step():
+    model, rates = LINEAR.build(6, 3), []
+    optimizer = make_optimizer(model, "sgd", 0.5, 0.0)
+    optimizer.register_step_post_hook(lambda *_: rates.append(optimizer.param_groups[0]["lr"]))
+    fit(model, optimizer, *feature_loaders(), 5, seed=0, device=CPU, schedule="cosine")
+    assert rates == pytest.approx([0.5 * cosine(step, 20) for step in range(20)])
+
+
+def test_smoothing_spreads_a_share_of_the_label_over_all_classes():
+    logits, labels = torch.randn(2, 6, 3), torch.tensor([0, 1, 2, 2, 1, 0])
+    scores = logits.log_softmax(-1)
+    target = 0.7 * torch.nn.functional.one_hot(labels, 3) + 0.3 / 3
+    torch.testing.assert_close(cross_entropy(logits, labels, 0.3), -(target * scores).sum(-1).mean(-1))
+
+
+def test_smoothing_acts_in_training_only():
+    model = LINEAR.build(6, 3)
+    loaders = feature_loaders()
+    options = {"seed": 0, "device": CPU, "label_smoothing": 0.9}
+    history = fit(model, make_optimizer(model, "adam", 0.05, 0.0), *loaders, 1, **options)
+    logits, labels = predict(model, loaders[1], CPU)
+    assert history["validation_loss"][0] == pytest.approx(float(cross_entropy(logits.double(), labels)))
+    plain = LINEAR.build(6, 3)
+    plain.load_state_dict(model.state_dict())
+    assert evaluate(plain, loaders[1], CPU)[0] == history["validation_loss"][0]
+
+
+def test_moving_average_of_the_weights_is_kept():
+    model, seen = LINEAR.build(6, 3), []
+    optimizer = make_optimizer(model, "sgd", 0.5, 0.0)
+    optimizer.register_step_post_hook(lambda *_: seen.append(model[-1].weight.detach().clone()))
+    fit(model, optimizer, *feature_loaders(), 1, seed=0, device=CPU, averaging=0.2)
+    average = seen[0]
+    for step, weight in enumerate(seen[1:], start=1):
+        decay = min(0.2, (1 + step) / (10 + step))
+        average = decay * average + (1 - decay) * weight
+    torch.testing.assert_close(model[-1].weight.detach(), average)
+    assert not torch.allclose(average, seen[-1])
 
 
 def test_another_seed_takes_another_path():

@@ -1,0 +1,50 @@
+"""Whether the evidence's summaries say what the tables hold; the gathering itself takes hours."""
+
+import pandas as pd
+import pytest
+
+from fomo import evidence
+from fomo.config import make_config
+
+
+def test_recipes_are_compared_with_the_plain_one_seed_by_seed():
+    rows = [
+        {"recipe": recipe, "seed": seed, "validation_loss": 0.5, "validation_accuracy": 0.8 + 0.1 * seed + gain * seed}
+        for recipe, gain in zip(evidence.RECIPES, (0, 0.01, -0.01, 0, 0, 0.02), strict=True)
+        for seed in range(3)
+    ]
+    table = evidence.recipe_summary(pd.DataFrame(rows).sample(frac=1, random_state=0))
+    assert table["gain"].tolist() == pytest.approx([0, 0.01, -0.01, 0, 0, 0.02])
+    assert table.loc["all", "gain_std"] == pytest.approx(0.02)
+    assert table.loc["plain", ["loss", "accuracy"]].tolist() == pytest.approx([0.5, 0.9])
+
+
+def test_last_recipe_is_all_changes_at_once():
+    changed = [settings for name, settings in evidence.RECIPES.items() if name not in ("plain", "all")]
+    assert all(len(settings) == 1 for settings in changed)
+    assert evidence.RECIPES["all"] == {name: value for settings in changed for name, value in settings.items()}
+    for settings in [*evidence.RECIPES.values(), *evidence.FIDELITIES.values()]:
+        make_config("fashion_sample", **settings)
+
+
+def test_cheap_trials_are_compared_by_rank_and_by_their_best():
+    losses = {"full": range(24), "a quarter of the images": range(24), "half the side": range(23, -1, -1)}
+    losses["both"] = [5, 6, *range(2, 5), 0, 1, *range(7, 24)]
+    rows = [
+        {"fidelity": fidelity, "place": place, "validation_loss": float(loss), "seconds": 1.0 + (place == 0)}
+        for fidelity, values in losses.items()
+        for place, loss in enumerate(values)
+    ]
+    table = evidence.fidelity_summary(pd.DataFrame(rows))
+    assert table["spearman"].iloc[:3].tolist() == pytest.approx([1, 1, -1])
+    assert table["of the five best"].tolist() == [5, 5, 0, 3]
+    assert (table["seconds"] == 1).all()
+
+
+def test_rows_that_are_stored_are_not_computed_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(evidence, "RESULTS", tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    keys = [{"place": place} for place in range(3)]
+    pd.DataFrame([{"place": 0, "value": 7.0}, {"place": 2, "value": 9.0}]).to_csv(tmp_path / "table.csv", index=False)
+    table = evidence._in_turn("table", dict, keys[::2])
+    assert table["value"].tolist() == [7, 9]
