@@ -4,7 +4,9 @@ import hashlib
 import io
 import json
 import os
+import resource
 import shutil
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -102,6 +104,7 @@ class Stage:
         self.folder = folder
         self.config = json.loads(json.dumps(config))
         self._record = folder / "stage.json"
+        self._opened, self._resumed = time.perf_counter(), self._record.exists()
         if not self._record.exists():
             folder.mkdir(parents=True, exist_ok=True)
             self._write(done=False)
@@ -125,8 +128,10 @@ class Stage:
         return read_json(self._record)["done"]
 
     def finish(self) -> None:
-        """Says that the result is complete, and removes what killed runs have left."""
-        self._write(done=True)
+        """Says that the result is complete and what it cost, and removes what killed runs have left."""
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+        cost = {"seconds": time.perf_counter() - self._opened, "peak_memory_mb": memory, "resumed": self._resumed}
+        self._write(done=True, **cost, threads=torch.get_num_threads())
         for leftover in self.folder.glob(".*.tmp"):
             leftover.unlink(missing_ok=True)
 
@@ -143,8 +148,8 @@ class Stage:
         """The array `name`.npy as a read-only memory map: only what is used of it takes up memory."""
         return np.load(self.folder / f"{name}.npy", mmap_mode="r")
 
-    def _write(self, *, done: bool) -> None:
-        write_json(self._record, {"done": done, "config": self.config})
+    def _write(self, **facts: bool | float) -> None:
+        write_json(self._record, facts | {"config": self.config})
 
 
 class Run:

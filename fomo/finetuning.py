@@ -33,12 +33,8 @@ def finetune(run: Run) -> Trained:
     """The backbone finetuned at the report's first point: what the search that follows has to beat."""
     stage = open_stage(run, "2_finetuning")
     if not stage.done:
-        data = preprocess(run)
-        classifier, options = untrained(run, data), {"checkpoint": stage.path("checkpoint.pt")}
-        history = fit_images(
-            run, data, classifier, FINETUNING_FIRST, run.config.epochs, description="finetuning", **options
-        )
-        store_trained(stage, classifier, history)
+        options = {"checkpoint": stage.path("checkpoint.pt"), "description": "finetuning"}
+        store_trained(stage, *_train(run, FINETUNING_FIRST, run.config.first_epochs, **options))
     return _load(run, stage, FINETUNING_FIRST)
 
 
@@ -61,34 +57,43 @@ def finetuning_trial(run: Run, configuration: dict, report: Callable[[float, flo
     """A trial's losses and accuracy after `trial_epochs` on `trial_share` of the train images, scaled down to
     `trial_size`; `report` is told of it on the way, and may end it."""
     data, config = preprocess(run), run.config
-    options = {"description": "trial", "report": report, "share": config.trial_share, "side": config.trial_size}
-    return outcome(fit_images(run, data, untrained(run, data), configuration, run.config.trial_epochs, **options))
+    options = {"description": "trial", "report": report, "keep": "loss"} | _cheap(run)
+    return outcome(fit_images(run, data, untrained(run, data), configuration, config.trial_epochs, **options))
+
+
+def _cheap(run: Run) -> dict:
+    """How little of the images a trial sees."""
+    return {"share": run.config.trial_share, "side": run.config.trial_size}
 
 
 def race(run: Run) -> pd.DataFrame:
-    """The study's `finalists` best trials, trained in full: trial, losses and accuracy at the epoch kept. The first row
-    is the winner.
+    """The study's `finalists` best trials, trained for `race_epochs` as trials are, or in full if that is 0: trial,
+    losses and accuracy at the epoch kept. The first row is the winner, which is in the end trained in full.
 
     An epoch ranks configurations only roughly, and the best of 30 owes something to luck: so a few are trained on, and
-    the one of lowest validation loss is kept (compare "Is One Epoch All You Need", arXiv:2307.15422).
+    the best of them is taken (compare "Is One Epoch All You Need", arXiv:2307.15422).
     """
-    study, stage = optimize_finetuning(run), open_stage(run, "4_best_finetuning")
+    study, stage, config = optimize_finetuning(run), open_stage(run, "4_best_finetuning"), run.config
     if not stage.done:
-        data, rows, best = preprocess(run), [], None
-        trials = study.top(run.config.finalists)["trial"].tolist()
+        rows, best = [], None
+        trials = study.top(config.finalists)["trial"].tolist()
         for trial in trials:
-            racer, checkpoint = untrained(run, data), stage.path(f"checkpoint_{trial}.pt")
-            options = {"checkpoint": checkpoint, "description": f"race, trial {trial}"}
+            options = {"checkpoint": stage.path(f"checkpoint_{trial}.pt"), "description": f"race, trial {trial}"}
+            options |= _cheap(run) if config.race_epochs else {}
             try:
-                history = fit_images(run, data, racer, study.configuration(trial), run.config.epochs, **options)
+                racer, history = _train(run, study.configuration(trial), config.race_epochs or config.epochs, **options)
             except DivergedError:
                 if not rows and trial == trials[-1]:
                     raise
                 continue
-            rows.append({"trial": trial} | outcome(history))
+            rows.append({"trial": trial} | outcome(history, config.keep))
             if all(rows[-1]["objective"] < row["objective"] for row in rows[:-1]):  # of equals the first, as below
                 best = racer, history
-        stage.save_table("race", pd.DataFrame(rows).sort_values("objective", kind="stable"))
+        table = pd.DataFrame(rows).sort_values("objective", kind="stable")
+        if config.race_epochs:
+            options = {"checkpoint": stage.path("checkpoint.pt"), "description": "the winner in full"}
+            best = _train(run, study.configuration(table["trial"].iloc[0]), config.epochs, **options)
+        stage.save_table("race", table)
         store_trained(stage, *best)
     return stage.table("race")
 
@@ -98,6 +103,13 @@ def finetune_best(run: Run) -> Trained:
     trial = race(run)["trial"].iloc[0]
     configuration = optimize_finetuning(run).configuration(trial)
     return _load(run, open_stage(run, "4_best_finetuning"), configuration)
+
+
+def _train(run: Run, configuration: dict, epochs: int, **options) -> tuple[Classifier, pd.DataFrame]:
+    """A classifier trained with `configuration`, and its learning curves."""
+    data = preprocess(run)
+    classifier = untrained(run, data)
+    return classifier, fit_images(run, data, classifier, configuration, epochs, **options)
 
 
 def untrained(run: Run, data: Preprocessed) -> Classifier:
@@ -121,14 +133,16 @@ def fit_images(
     side: int = 0,
     **options,
 ) -> pd.DataFrame:
-    """Finetunes `classifier` with `configuration`, in place, on a `share` of the train images, scaled down to `side`
-    pixels unless that is 0; returns its learning curves."""
+    """Finetunes `classifier` with `configuration`, in place, on a `share` of the train and validation images, scaled
+    down to `side` pixels unless that is 0; returns its learning curves."""
     settings, config = dict(configuration), run.config
     classifier.backbone.fix_until(settings.pop("layer"))
-    train = image_loader(run, data.sample(share, config.seed), classifier.backbone, torch.Generator(), side=side)
-    validation = image_loader(run, data.part("validation"), classifier.backbone, side=side)
+    train = image_loader(
+        run, data.sample("train", share, config.seed), classifier.backbone, torch.Generator(), side=side
+    )
+    validation = image_loader(run, data.sample("validation", share, config.seed), classifier.backbone, side=side)
     optimizer = make_optimizer(classifier, **settings)
-    options |= {"seed": config.seed, "device": run.device, "schedule": config.schedule}
+    options = {"keep": config.keep} | options | {"seed": config.seed, "device": run.device, "schedule": config.schedule}
     options |= {"label_smoothing": config.label_smoothing, "averaging": config.averaging}
     return fit(classifier, optimizer, train, validation, epochs, **options)
 
@@ -137,4 +151,4 @@ def _load(run: Run, stage: Stage, configuration: dict) -> Trained:
     """The classifier that was trained with `configuration` and stored."""
     classifier = untrained(run, preprocess(run))
     classifier.backbone.fix_until(configuration["layer"])
-    return load_trained(run, stage, classifier, configuration)
+    return load_trained(run, stage, classifier, configuration, run.config.keep)

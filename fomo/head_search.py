@@ -2,7 +2,7 @@
 
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from fomo.bank_optimizer import BankOptimizer
 from fomo.config import Config
 from fomo.darts import MixedOperation
 from fomo.data import FeatureBatches, loader
+from fomo.datasets import divide
 from fomo.features import store_features
 from fomo.finetuning import finetune_best
 from fomo.halving import best_epochs, successive_halving
@@ -77,6 +78,16 @@ def extract_features(run: Run) -> Features:
     return Features(stage.array("train"), labels[0], stage.array("validation"), labels[1], data.dataset.classes)
 
 
+def sample_features(run: Run) -> Features:
+    """The feature data set as the search and the study of the head see it: at most `head_images` of its train part."""
+    features, config = extract_features(run), run.config
+    if not 0 < config.head_images < len(features.train):
+        return features
+    table = pd.DataFrame({"file": range(len(features.train)), "label": features.train_labels})
+    rows = np.flatnonzero(divide(table, config.head_images / len(table), config.seed))
+    return replace(features, train=features.train[rows], train_labels=features.train_labels[rows])
+
+
 def search_head(run: Run) -> HeadSearch:
     """DARTS over the 37 operations, each of them trained alone, and other ways to choose, all with several seeds."""
     stage, config = open_stage(run, "6_darts"), run.config
@@ -108,7 +119,7 @@ def search_head(run: Run) -> HeadSearch:
 
 def search_alphas(run: Run, seed: int, checkpoint: Path) -> tuple[MixedOperation, pd.DataFrame]:
     """DARTS over the 37 operations, once: the supernet in the end, and its history."""
-    config, features = run.config, extract_features(run)
+    config, features = run.config, sample_features(run)
     train, validation = feature_loaders(run, features)
     bank = _new_bank(run, features, HEADS, seed)
     supernet = MixedOperation(bank, temperature=config.temperature, normalize=config.normalize).to(run.device)
@@ -130,7 +141,7 @@ def search_alphas(run: Run, seed: int, checkpoint: Path) -> tuple[MixedOperation
 def _search_once(run: Run, stage: Stage, seed: int) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, np.ndarray]:
     """One seed's search and trainings over the 37: history, scores of each rule, its seconds, and which validation
     images each operation, trained alone, classifies correctly (operations, images)."""
-    config, features, device = run.config, extract_features(run), run.device
+    config, features, device = run.config, sample_features(run), run.device
     train, validation = feature_loaders(run, features)
     supernet, history = search_alphas(run, seed, stage.path(f"supernet_{seed}.pt"))
     new_bank = partial(_new_bank, run, features, HEADS, seed)
@@ -159,7 +170,7 @@ def _search_once(run: Run, stage: Stage, seed: int) -> tuple[pd.DataFrame, pd.Da
 def _search_layered(run: Run, stage: Stage, chosen: Head) -> tuple[pd.DataFrame, list[Head], np.ndarray]:
     """The larger space searched in three ways with each seed, and all that they found trained alone like the `chosen`
     one of the 37: a table of them, and the best of all and the linear head with the images that they get right."""
-    config, features = run.config, extract_features(run)
+    config, features = run.config, sample_features(run)
     seeds = range(config.seed, config.seed + config.head_seeds)
     train, validation = feature_loaders(run, features)
     validation = loader(validation.dataset, config.batch_size, torch.Generator())
@@ -211,7 +222,7 @@ def tune_head(run: Run) -> Study:
     stage, config = open_stage(run, "7_head_tuning"), run.config
     study = new_study(run, stage, HEAD_SPACE, HEAD_FIRST)
     if not stage.done:
-        features, head = extract_features(run), search_head(run).head
+        features, head = sample_features(run), search_head(run).head
 
         def objective(configurations: list[dict]) -> list[dict]:
             module = seeded(config.seed, lambda: head.build(features.train.shape[1], len(features.classes)))

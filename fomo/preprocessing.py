@@ -34,10 +34,10 @@ class Preprocessed:
         part = self.images[self.images["split"] == name]
         return self.pixels, part["row"].to_numpy(), part["label"].to_numpy()
 
-    def sample(self, share: float, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """As `part`("train"), but only about this `share` of each class, at least one image; 1: all of them."""
-        train = self.images[self.images["split"] == "train"]
-        chosen = train if share == 1 else train[divide(train.drop(columns="group", errors="ignore"), share, seed)]
+    def sample(self, name: str, share: float, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """As `part`, but only about this `share` of each class, at least one image; 1: all of them."""
+        part = self.images[self.images["split"] == name]
+        chosen = part if share == 1 else part[divide(part.drop(columns="group", errors="ignore"), share, seed)]
         return self.pixels, chosen["row"].to_numpy(), chosen["label"].to_numpy()
 
 

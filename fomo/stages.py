@@ -21,7 +21,7 @@ FINETUNING = (
 # The folder of each stage: the stage that it follows, and the settings that it adds to those of all stages before it.
 STAGES = {
     "1_preprocessing": (None, ("image_size", "crop", "validation_share", "seed", "on_bad", "on_leak")),
-    "2_finetuning": ("1_preprocessing", (*FINETUNING, "epochs")),
+    "2_finetuning": ("1_preprocessing", (*FINETUNING, "keep", "first_epochs")),
     "3_bayesian_optimization": (
         "1_preprocessing",
         (
@@ -29,33 +29,34 @@ STAGES = {
             *("trials", "trial_epochs", "trial_share", "trial_size", "initial_trials", "prune", "trial_seconds"),
         ),
     ),
-    "4_best_finetuning": ("3_bayesian_optimization", ("epochs", "finalists")),
+    "4_best_finetuning": ("3_bayesian_optimization", ("keep", "epochs", "finalists", "race_epochs")),
     "5_features": ("4_best_finetuning", ()),
     "6_darts": (
         "5_features",
         (
-            *("darts_epochs", "weight_lr", "alpha_lr", "unrolled", "temperature", "normalize"),
+            *("head_images", "darts_epochs", "weight_lr", "alpha_lr", "unrolled", "temperature", "normalize"),
             *("head_seeds", "alone_epochs", "alone_lr", "selection", "keep_linear", "head_space"),
         ),
     ),
     "7_head_tuning": ("6_darts", ("head_trials", "head_epochs", "head_batch")),
     "8_head": ("7_head_tuning", ()),
-    "9_evaluation": ("8_head", ("bootstrap",)),
+    "9_evaluation": ("8_head", ("first_epochs", "bootstrap")),
 }
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained network at its epoch of lowest validation loss, its learning curves, and its configuration."""
+    """A trained network at its best epoch, its learning curves, its configuration, and `keep`: what was best there."""
 
     model: nn.Module
     history: pd.DataFrame
     configuration: dict
+    keep: str
 
     @property
     def kept(self) -> pd.Series:
         """The row of `history` whose weights were kept."""
-        return self.history.loc[self.history["validation_loss"].idxmin()]
+        return self.history.loc[errors(self.history, self.keep).idxmin()]
 
 
 def open_stage(run: Run, name: str, **inputs: str) -> Stage:
@@ -80,10 +81,10 @@ def store_trained(stage: Stage, model: nn.Module, history: pd.DataFrame) -> None
         checkpoint.unlink()
 
 
-def load_trained(run: Run, stage: Stage, model: nn.Module, configuration: dict) -> Trained:
+def load_trained(run: Run, stage: Stage, model: nn.Module, configuration: dict, keep: str = "loss") -> Trained:
     """What `store_trained` stored, its weights put into `model`."""
     model.load_state_dict(load_state(stage.path("weights.pt"), run.device))
-    return Trained(model.eval(), stage.table("history"), configuration)
+    return Trained(model.eval(), stage.table("history"), configuration, keep)
 
 
 def seeded(seed: int, build: Callable[[], nn.Module]) -> nn.Module:
@@ -98,10 +99,16 @@ def new_study(run: Run, stage: Stage, space: dict, first: dict) -> Study:
     return Study(space, stage.path("trials.csv"), seed=config.seed, first=first, initial=config.initial_trials)
 
 
-def outcome(history: pd.DataFrame) -> dict:
-    """A trial's row in the table: its losses and accuracy at the epoch of lowest validation loss, if any is finite."""
+def outcome(history: pd.DataFrame, keep: str = "loss") -> dict:
+    """A trial's row in the table: its losses and accuracy at its best epoch, if any validation loss is finite; the
+    objective is the validation loss, or, if accuracy is what to `keep`, the error rate."""
     if not np.isfinite(history["validation_loss"]).any():
         return {"objective": math.inf}
-    best = history.loc[history["validation_loss"].idxmin()]
+    best = errors(history, keep).idxmin()
     names = ("train_loss", "validation_loss", "validation_accuracy")
-    return {"objective": float(best["validation_loss"])} | {name: float(best[name]) for name in names}
+    return {"objective": float(errors(history, keep)[best])} | {name: float(history[name][best]) for name in names}
+
+
+def errors(history: pd.DataFrame, keep: str) -> pd.Series:
+    """What the epoch to keep has the least of: the validation loss, or the share of validation images misclassified."""
+    return history["validation_loss"] if keep == "loss" else 1 - history["validation_accuracy"]

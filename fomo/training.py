@@ -67,11 +67,13 @@ def fit(
     schedule: str = "constant",
     label_smoothing: float = 0.0,
     averaging: float = 0.0,
+    keep: str = "loss",
     checkpoint: Path | None = None,
     report: Callable[[float, float], None] | None = None,
     description: str = "training",
 ) -> pd.DataFrame:
-    """Trains `model` in place and leaves it at its epoch of lowest validation loss; returns its learning curves.
+    """Trains `model` in place and leaves it at its epoch of lowest validation loss, or, if accuracy is what to `keep`,
+    of highest validation accuracy; returns its learning curves.
 
     The table has the columns epoch (from 1), model, train_loss (mean over the epoch's batches, augmentation included),
     validation_loss and validation_accuracy; its `attrs` have the seconds that it took. A `HeadBank` is several models
@@ -133,9 +135,10 @@ def fit(
             if not np.isfinite(train_loss + validation_loss).any():
                 raise DivergedError(f"the loss is not finite in epoch {epoch}; a smaller learning rate may help")
             history += _rows(epoch, train_loss, validation_loss, accuracy)
-            better = validation_loss < (np.inf if best is None else best)
+            error = validation_loss if keep == "loss" else 1 - accuracy
+            better = error < (np.inf if best is None else best)
             best_state = _keep(shown, best_state, better)
-            best = validation_loss if best is None else np.fmin(best, validation_loss)
+            best = error if best is None else np.fmin(best, error)
             if report and epoch < epochs:
                 report(epoch, float(validation_loss.sum()))
             if checkpoint:

@@ -1,5 +1,6 @@
 import errno
 import os
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -7,7 +8,17 @@ import pytest
 import torch
 import toys
 
-from fomo.artifacts import Run, Stage, load_state, new_array, read_table, save_state, write_bytes, write_table
+from fomo.artifacts import (
+    Run,
+    Stage,
+    load_state,
+    new_array,
+    read_json,
+    read_table,
+    save_state,
+    write_bytes,
+    write_table,
+)
 from fomo.config import UserError
 
 BALANCED = {"on_leak": "drop", "balance": "sampler"}
@@ -145,3 +156,16 @@ def test_word_that_pandas_takes_for_a_missing_value_is_kept(tmp_path, word):
     table = read_table(tmp_path / "table.csv")
     assert table["choice"].tolist()[0] == word
     assert table.isna().sum().tolist() == [1, 1]
+
+
+def test_finished_stage_tells_what_it_cost(tmp_path):
+    Stage(tmp_path / "stage", {"seed": 0}).finish()
+    stored = read_json(tmp_path / "stage" / "stage.json")
+    assert 0 <= stored["seconds"] < 60
+    assert 50 < stored["peak_memory_mb"] < 100_000
+    assert stored["threads"] == torch.get_num_threads()
+    assert not stored["resumed"]
+    shutil.rmtree(tmp_path / "stage")
+    Stage(tmp_path / "stage", {"seed": 0})  # and then killed
+    Stage(tmp_path / "stage", {"seed": 0}).finish()
+    assert read_json(tmp_path / "stage" / "stage.json")["resumed"]

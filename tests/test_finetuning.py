@@ -171,6 +171,36 @@ def test_race_that_was_killed_comes_to_the_same_end(raced, before_the_race, batc
     assert_same_race(before_the_race, raced[0])
 
 
+def test_race_as_cheap_as_trials_trains_only_the_winner_in_full(before_the_race, dataset, monkeypatch):
+    seen, fit = [], finetuning.fit_images
+
+    def watched(run, data, classifier, configuration, epochs, **options):
+        seen.append((configuration["lr"], epochs, options.get("share", 1), options.get("side", 0)))
+        return fit(run, data, classifier, configuration, epochs, **options)
+
+    monkeypatch.setattr(finetuning, "fit_images", watched)
+    run = toys.tiny_run(dataset, race_epochs=2, keep="accuracy")
+    assert run.folder == before_the_race.folder
+    study, table, winner = fomo.optimize_finetuning(run), race(run), fomo.finetune_best(run)
+    rates = [study.configuration(trial)["lr"] for trial in study.top(2)["trial"]]
+    assert seen == [(rates[0], 2, 1.0, 0), (rates[1], 2, 1.0, 0), (winner.configuration["lr"], 3, 1, 0)]
+    assert table["objective"].is_monotonic_increasing
+    assert table["objective"].tolist() == (1 - table["validation_accuracy"]).tolist()
+    assert winner.configuration == study.configuration(table["trial"].iloc[0])
+    assert winner.kept["validation_accuracy"] == winner.history["validation_accuracy"].max()
+
+
+@pytest.mark.parametrize("stop", [20, 40, 70])
+def test_cheap_race_that_was_killed_comes_to_the_same_end(before_the_race, dataset, batches, stop):
+    run = toys.tiny_run(dataset, race_epochs=1)
+    batches["stop"] = stop
+    with pytest.raises(KeyboardInterrupt):
+        race(run)
+    batches |= {"stop": None, "count": 0}
+    race(run)
+    assert batches["count"] == (2 + 3) * BATCHES - stop + stop % BATCHES
+
+
 def test_race_that_was_run_is_not_run_again(raced, batches):
     batches["stop"] = 0
     assert race(raced[0])["trial"].iloc[0] == race(raced[0])["trial"].iloc[0]
@@ -234,6 +264,6 @@ def test_trials_are_as_cheap_as_asked_and_the_winner_is_trained_in_full(dataset,
     settings = {"trial_share": 0.5, "trial_size": 16, "averaging": 0.5, "schedule": "cosine", "finalists": 1}
     run = toys.tiny_run(dataset, **settings | {"trials": 2})
     fomo.optimize_finetuning(run)
-    assert seen == [(24, 12, {16}, 0.5, "cosine")] * 2
+    assert seen == [(24, 6, {16}, 0.5, "cosine")] * 2
     fomo.finetune_best(run)
     assert seen[2:] == [(48, 12, {32}, 0.5, "cosine")]

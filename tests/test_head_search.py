@@ -39,6 +39,17 @@ def rerun(copied, dataset):
     return make
 
 
+@pytest.mark.parametrize(("limit", "counts"), [(0, [16, 16, 16]), (15, [5, 5, 5]), (99, [16, 16, 16])])
+def test_head_search_sees_at_most_so_many_images_of_each_class(dataset, copied, limit, counts):
+    run = toys.tiny_run(dataset, head_images=limit)
+    assert run.folder == copied.folder
+    everything, sample = fomo.extract_features(run), head_search.sample_features(run)
+    assert np.bincount(sample.train_labels).tolist() == counts
+    pairs = {(*row, label) for row, label in zip(everything.train.tolist(), everything.train_labels, strict=True)}
+    assert {(*row, label) for row, label in zip(sample.train.tolist(), sample.train_labels, strict=True)} <= pairs
+    assert np.array_equal(sample.validation, everything.validation)
+
+
 def tables(run):
     """All that the search stored, but for the seconds."""
     folder = run.folder / "6_darts"

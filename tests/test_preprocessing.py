@@ -211,17 +211,18 @@ def test_balance_leaves_validation_as_it_is(dataset):
     assert torch.cat([labels for _, labels in batches]).tolist() == part[2].tolist()
 
 
-def test_sample_is_a_share_of_each_class_of_the_train_images(finished):
+@pytest.mark.parametrize(("name", "count"), [("train", 4), ("validation", 1)])
+def test_sample_is_a_share_of_each_class(finished, name, count):
     data = fomo.preprocess(finished.run)
-    everything = data.part("train")
-    assert all(np.array_equal(a, b) for a, b in zip(data.sample(1.0, 0)[1:], everything[1:], strict=True))
-    _, rows, labels = data.sample(0.25, 0)
-    assert np.bincount(labels).tolist() == [4, 4, 4]
+    everything = data.part(name)
+    assert all(np.array_equal(a, b) for a, b in zip(data.sample(name, 1.0, 0)[1:], everything[1:], strict=True))
+    _, rows, labels = data.sample(name, 0.25, 0)
+    assert np.bincount(labels).tolist() == [count] * 3
     assert set(rows) < set(everything[1])
     assert np.array_equal(labels, data.images.set_index("row").loc[rows, "label"])
-    assert np.array_equal(data.sample(0.25, 0)[1], rows)
-    assert not np.array_equal(data.sample(0.25, 1)[1], rows)
-    assert np.bincount(data.sample(1e-6, 0)[2]).tolist() == [1, 1, 1]
+    assert np.array_equal(data.sample(name, 0.25, 0)[1], rows)
+    assert not np.array_equal(data.sample(name, 0.25, 1)[1], rows)
+    assert np.bincount(data.sample(name, 1e-6, 0)[2]).tolist() == [1, 1, 1]
 
 
 def test_crop_of_the_run_is_that_of_its_images(dataset):

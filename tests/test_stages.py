@@ -80,7 +80,7 @@ def test_second_call_gives_equal_results(copied, finished):
     ("setting", "value", "stage", "message"),
     [
         ("validation_share", 0.3, fomo.preprocess, "validation_share: stored 0.2, asked 0.3"),
-        ("epochs", 4, fomo.finetune, "epochs: stored 3, asked 4"),
+        ("first_epochs", 4, fomo.finetune, "first_epochs: stored 3, asked 4"),
         ("trials", 5, fomo.optimize_finetuning, "trials: stored 3, asked 5"),
         ("epochs", 4, fomo.extract_features, "epochs: stored 3, asked 4"),
         ("alpha_lr", 0.1, fomo.search_head, "alpha_lr: stored 0.0003, asked 0.1"),

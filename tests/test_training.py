@@ -5,6 +5,7 @@ import torch
 import toys
 from sklearn.metrics import log_loss
 
+from fomo import training
 from fomo.backbones import load_backbone
 from fomo.bank import HeadBank
 from fomo.classifier import Classifier
@@ -166,6 +167,22 @@ def test_smoothing_acts_in_training_only():
     plain = LINEAR.build(6, 3)
     plain.load_state_dict(model.state_dict())
     assert evaluate(plain, loaders[1], CPU)[0] == history["validation_loss"][0]
+
+
+@pytest.mark.parametrize(("keep", "epoch"), [("loss", 1), ("accuracy", 2)])
+def test_epoch_kept_is_the_best_by_loss_or_by_accuracy(monkeypatch, keep, epoch):
+    """Made up: the first epoch has the lowest loss, the second the highest accuracy."""
+    seen, told = [], iter([(0.1, 0.5), (0.3, 0.9), (0.2, 0.7)])
+
+    def evaluated(model, batches, device):
+        seen.append({name: value.clone() for name, value in model.state_dict().items()})
+        return tuple(map(np.array, next(told)))
+
+    monkeypatch.setattr(training, "evaluate", evaluated)
+    model = LINEAR.build(6, 3)
+    optimizer = make_optimizer(model, "adam", 1e-2, 0.0)
+    fit(model, optimizer, *feature_loaders(), 3, seed=0, device=CPU, keep=keep)
+    assert all(torch.equal(value, seen[epoch - 1][name]) for name, value in model.state_dict().items())
 
 
 def test_moving_average_of_the_weights_is_kept():

@@ -18,6 +18,7 @@ SETTINGS = {
     "weights": "random",
     "image_size": 32,
     "batch_size": 4,
+    "first_epochs": 3,
     "epochs": 3,
     "trials": 3,
     "finalists": 2,
@@ -29,7 +30,15 @@ SETTINGS = {
     "head_epochs": 4,
     "bootstrap": 200,
 }
-SHORT = {"epochs": 1, "trials": 1, "darts_epochs": 1, "head_seeds": 1, "head_trials": 1, "head_epochs": 1}
+SHORT = {
+    "first_epochs": 1,
+    "epochs": 1,
+    "trials": 1,
+    "darts_epochs": 1,
+    "head_seeds": 1,
+    "head_trials": 1,
+    "head_epochs": 1,
+}
 STAGES = (
     fomo.preprocess,
     fomo.finetune,
