@@ -24,17 +24,21 @@ ifneq ($(strip $(UNKNOWN)),)
 $(error unknown variable $(strip $(UNKNOWN)); choose from $(VARIABLES))
 endif
 
-.PHONY: help report inspect test bench evidence notebooks lab clean
+.PHONY: help report results inspect test bench evidence notebooks lab clean
 
 help:  ## this list
 	@echo "fomo: finetune, optimise, search"
 	@sed -n 's/^\([a-z]*\):.*##/  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
 	@echo "  variables     DATASET (a name or a folder), PRESET (quick, report, best), SEED, BACKBONE, WEIGHTS, ON_BAD, ON_LEAK, BALANCE"
 
+RUN = --dataset "$(DATASET)" --preset "$(PRESET)" --seed "$(SEED)" --backbone "$(BACKBONE)" --weights "$(WEIGHTS)" \
+	--on-bad "$(ON_BAD)" --on-leak "$(ON_LEAK)" --balance "$(BALANCE)"
+
 report: $(VENV)/installed  ## the whole pipeline: figures, tables, a model; make report DATASET=flowers PRESET=report
-	@$(BIN)/python -m fomo report --dataset "$(DATASET)" --preset "$(PRESET)" --seed "$(SEED)" \
-		--backbone "$(BACKBONE)" --weights "$(WEIGHTS)" \
-		--on-bad "$(ON_BAD)" --on-leak "$(ON_LEAK)" --balance "$(BALANCE)"
+	@$(BIN)/python -m fomo report $(RUN)
+
+results: $(VENV)/installed  ## keeps what a finished report found in data/results; prints the table beside the published one
+	@$(BIN)/python -m fomo results $(RUN)
 
 test: $(VENV)/installed  ## style, unit tests, and all notebooks against their stored outputs
 	$(BIN)/ruff check .

@@ -22,8 +22,9 @@ if "OMP_WAIT_POLICY" not in os.environ:
 # glibc hands large blocks back to the system as soon as they are freed, and every step of a training fetches them anew,
 # page by page: at 128 pixels a quarter of its time. So what is freed is kept for the next step (see mallopt(3)).
 if hasattr(ctypes.CDLL(None), "mallopt"):
-    for parameter, value in ((-4, 0), (-1, -1), (-8, 1)):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_ARENA_MAX
-        ctypes.CDLL(None).mallopt(parameter, value)
+    ctypes.CDLL(None).mallopt(-4, 0)  # M_MMAP_MAX
+    ctypes.CDLL(None).mallopt(-1, -1)  # M_TRIM_THRESHOLD
+    ctypes.CDLL(None).mallopt(-8, 1)  # M_ARENA_MAX
 
 # A package that timm brings asks for notebook widgets. fomo's progress bars are text.
 warnings.filterwarnings("ignore", message="IProgress not found")

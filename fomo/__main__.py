@@ -1,4 +1,4 @@
-"""The command line: python -m fomo report --dataset NAME_OR_FOLDER ..., python -m fomo inspect NAME_OR_FOLDER."""
+"""The command line: python -m fomo report --dataset NAME_OR_FOLDER ..., and so forth; python -m fomo lists it."""
 
 import argparse
 import sys
@@ -15,15 +15,19 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs a command; returns the exit status: 0, or 2 after a message that says what to do."""
     parser = argparse.ArgumentParser(prog="python -m fomo", description="finetune, optimise, search")
     commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("report", help="all stages, the five notebooks, the figures")
-    command.add_argument("--dataset", default="fashion_sample", help=f"{', '.join(DATASETS)}, or a folder")
-    command.add_argument("--preset", default="quick", help=", ".join(PRESETS))
-    command.add_argument("--seed", default="0", help="a whole number from 0")
-    command.add_argument("--backbone", help="a network that timm knows; the preset names one")
-    command.add_argument("--weights", help="imagenet, random, or a .safetensors or .pth file")
-    command.add_argument("--on-bad", default="raise", help="images that cannot be read: raise, skip")
-    command.add_argument("--on-leak", default="warn", help="train images that are in test too: warn, drop")
-    command.add_argument("--balance", default="none", help="classes of unequal size: none, sampler")
+    for name, text in (
+        ("report", "all stages, the five notebooks, the figures"),
+        ("results", "keeps what a finished run found in data/results; the table of all such runs beside the report's"),
+    ):
+        command = commands.add_parser(name, help=text)
+        command.add_argument("--dataset", default="fashion_sample", help=f"{', '.join(DATASETS)}, or a folder")
+        command.add_argument("--preset", default="quick", help=", ".join(PRESETS))
+        command.add_argument("--seed", default="0", help="a whole number from 0")
+        command.add_argument("--backbone", help="a network that timm knows; the preset names one")
+        command.add_argument("--weights", help="imagenet, random, or a .safetensors or .pth file")
+        command.add_argument("--on-bad", default="raise", help="images that cannot be read: raise, skip")
+        command.add_argument("--on-leak", default="warn", help="train images that are in test too: warn, drop")
+        command.add_argument("--balance", default="none", help="classes of unequal size: none, sampler")
     command = commands.add_parser("inspect", help="what is in a data set, and what is wrong with it")
     command.add_argument("dataset", help=f"{', '.join(DATASETS)}, or a folder, or a table (csv)")
     command = commands.add_parser("bench", help="what loading costs beside training, and what a bank of heads saves")
@@ -44,6 +48,8 @@ def main(arguments: list[str] | None = None) -> int:
             print("\n" + heads().round(3).to_string(index=False))
         elif given.command == "evidence":
             print(_evidence())
+        elif given.command == "results":
+            print(_results(given))
         else:
             print(_report(given))
     except (UserError, ArithmeticError) as error:
@@ -74,6 +80,21 @@ def _report(given: argparse.Namespace) -> str:
     """Runs the pipeline with the parameters given; returns the closing line."""
     from fomo.report import report  # what executes notebooks takes seconds to import
 
+    run, settings = _run(given)
+    parameters = {"DATASET": run.config.dataset, "PRESET": given.preset, "SEED": run.config.seed}
+    return report(run, parameters | {name.upper(): value for name, value in settings.items()})
+
+
+def _results(given: argparse.Namespace) -> str:
+    """Keeps the results of the run with the parameters given; returns the table of all runs that are kept."""
+    from fomo.results import collect, measured
+
+    folder = collect(_run(given)[0])
+    return f"{measured().to_string(index=False)}\n\nkept in {folder}"
+
+
+def _run(given: argparse.Namespace) -> tuple[Run, dict]:
+    """The run with the parameters given, and those that are neither data set, preset nor seed."""
     if not given.seed.isdecimal():
         raise UserError(f"seed '{given.seed}' is not a whole number from 0")
     dataset, weights = given.dataset, given.weights or None
@@ -83,9 +104,7 @@ def _report(given: argparse.Namespace) -> str:
         weights = str(Path(weights).expanduser().absolute())
     settings = {"backbone": given.backbone or None, "weights": weights}
     settings |= {"on_bad": given.on_bad, "on_leak": given.on_leak, "balance": given.balance}
-    run = Run(dataset, given.preset, seed=int(given.seed), **settings)
-    parameters = {"DATASET": dataset, "PRESET": given.preset, "SEED": int(given.seed)}
-    return report(run, parameters | {name.upper(): value for name, value in settings.items()})
+    return Run(dataset, given.preset, seed=int(given.seed), **settings), settings
 
 
 if __name__ == "__main__":

@@ -50,6 +50,7 @@ ORDER = [
     "evaluation",
     "__init__",
     "report",
+    "results",
     "evidence",
     "bench",
     "__main__",

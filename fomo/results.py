@@ -1,0 +1,102 @@
+"""`make results`: the small artefacts of a finished run, kept under data/results; and the table beside the report's."""
+
+import os
+import platform
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+import pandas as pd
+
+from fomo.artifacts import Run, read_json, read_table, write_json, write_table
+from fomo.config import ROOT, UserError
+from fomo.evaluation import evaluate
+from fomo.finetuning import finetune_best, optimize_finetuning, race
+from fomo.head_search import search_head, train_head, tune_head
+from fomo.metrics import REPORT
+from fomo.stages import STAGES
+
+RESULTS = ROOT / "data" / "results"
+PACKAGES = ("torch", "torchvision", "timm", "bayesian-optimization", "scikit-learn", "numpy")
+SEARCH = ("3_bayesian_optimization", "race", "6_darts", "7_head_tuning")
+
+
+def collect(run: Run) -> Path:
+    """Copies what the finished `run` found, what it cost and what it ran on to data/results/<data set>; returns that
+    folder. It holds config, machine (json); trials, race, history, ranking, rules, layered, head_trials, metrics,
+    per_class, predictions, costs (csv). With on_leak="drop" its name is <data set>-drop.
+
+    Raises `UserError` if a stage is not finished.
+    """
+    missing = [name for name in STAGES if not _finished(run, name)]
+    if missing:
+        todo = "make report with the same variables goes on with it"
+        raise UserError(f"{run} has not finished {', '.join(missing)}; {todo}")
+    folder = RESULTS / (run.folder.parent.name + ("-drop" if run.config.on_leak == "drop" else ""))
+    folder.mkdir(parents=True, exist_ok=True)
+    search, result = search_head(run), evaluate(run)
+    predictions = result.predictions[["file", "label", "final", "confidence"]].round({"confidence": 4})
+    tables = {"trials": optimize_finetuning(run).trials, "race": race(run), "history": finetune_best(run).history}
+    tables |= {"ranking": search.ranking, "rules": search.rules, "layered": search.layered}
+    tables |= {"head_trials": tune_head(run).trials, "metrics": result.metrics, "per_class": result.per_class}
+    tables |= {"predictions": predictions.rename(columns={"final": "prediction"}), "costs": costs(run)}
+    for name, table in tables.items():
+        write_table(folder / f"{name}.csv", table)
+    found = {"finetuning": finetune_best(run).configuration, "head": search.head.name}
+    found |= {"head_training": train_head(run).configuration}
+    write_json(folder / "config.json", asdict(run.config) | {"found": found})
+    write_json(folder / "machine.json", machine())
+    return folder
+
+
+def costs(run: Run) -> pd.DataFrame:
+    """Seconds and peak memory (MB, of the process so far) of each stage, and on how many threads; a stage that was
+    resumed after a kill took longer than its seconds.
+
+    The race is told apart from the training of its winner by the seconds of the finalists' trials, which it repeats for
+    `race_epochs`. Where that is 0, the finalists' trainings and the winner's are the same.
+    """
+    facts = {name: read_json(run.folder / name / "stage.json") for name in STAGES}
+    table = pd.DataFrame(facts).T.drop(columns=["done", "config"]).rename_axis("stage")
+    trials = optimize_finetuning(run).top(run.config.finalists)
+    table.loc["race"] = table.loc["4_best_finetuning"]
+    table.loc["race", "seconds"] = trials["seconds"].sum() * run.config.race_epochs / run.config.trial_epochs
+    table.loc["4_best_finetuning", "seconds"] -= table.loc["race", "seconds"]
+    table["seconds"] = table["seconds"].astype(float).round(1)
+    table["peak_memory_mb"] = table["peak_memory_mb"].astype(float).round()
+    return table.sort_index().reset_index()
+
+
+def machine() -> dict:
+    """Processor, cores, memory in GB, Python and the packages that results depend on."""
+    model = [line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    facts = {"processor": (model or [platform.machine()])[0], "cores": os.cpu_count(), "memory_gb": round(memory)}
+    return facts | {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+
+
+def measured() -> pd.DataFrame:
+    """The report's table and ours, from data/results: a row a data set; F1 and accuracy with 95% intervals, minutes of
+    all, and what all searches took as a share of the final training."""
+    rows = []
+    for path in sorted(RESULTS.glob("*/metrics.csv")):
+        metrics, costs = read_table(path), read_table(path.with_name("costs.csv")).set_index("stage")["seconds"]
+        final = metrics[metrics["model"] == "final"].set_index("metric")
+        theirs = REPORT.get(path.parent.name.removesuffix("-drop"), {})
+        row = {"data set": path.parent.name}
+        for name in ("macro F1", "accuracy"):
+            value = final.loc[name]
+            text = f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+            row |= {f"{name}, report": theirs.get(name), f"{name}, ours": text}
+        share = costs[list(SEARCH)].sum() / costs["4_best_finetuning"]
+        rows.append(row | {"minutes": round(costs.sum() / 60), "search / training": round(share, 2)})
+    return pd.DataFrame(rows)
+
+
+def _finished(run: Run, stage: str) -> bool:
+    record = run.folder / stage / "stage.json"
+    return record.exists() and read_json(record)["done"]
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text().splitlines() if Path(path).exists() else []

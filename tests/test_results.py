@@ -1,0 +1,76 @@
+import numpy as np
+import pandas as pd
+import pytest
+import toys
+
+import fomo
+from fomo import results
+from fomo.artifacts import read_json, read_table
+from fomo.config import UserError
+
+
+@pytest.fixture
+def kept(finished, tmp_path, monkeypatch):
+    """The folder of the toy run's results."""
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    return results.collect(finished.run)
+
+
+def test_what_is_kept_tells_what_was_found(kept, finished):
+    table = read_table(kept / "predictions.csv")
+    metrics = read_table(kept / "metrics.csv").set_index(["model", "metric"])["value"]
+    assert (table["label"] == table["prediction"]).mean() == pytest.approx(metrics["final", "accuracy"])
+    assert len(read_table(kept / "trials.csv")) == len(read_table(kept / "head_trials.csv")) == 3
+    assert len(read_table(kept / "ranking.csv")) == 37
+    config = read_json(kept / "config.json")
+    assert config["found"]["finetuning"] == fomo.finetune_best(finished.run).configuration
+    assert config["found"]["head"] == fomo.search_head(finished.run).head.name
+    assert config["image_size"] == 32
+    assert read_json(kept / "machine.json")["cores"] >= 1
+
+
+def test_costs_are_those_of_all_stages(kept, finished):
+    costs = read_table(kept / "costs.csv").set_index("stage")
+    assert set(costs.index) == {*results.STAGES, "race"}
+    assert costs.loc["race", "seconds"] == 0  # the finalists were trained in full
+    stored = read_json(finished.run.folder / "6_darts" / "stage.json")
+    assert costs.loc["6_darts", "seconds"] == pytest.approx(stored["seconds"], abs=0.06)
+    assert (costs["peak_memory_mb"] > 50).all()
+
+
+def test_race_is_told_apart_from_the_training_of_its_winner(finished):
+    run = toys.tiny_run(finished.run.config.dataset, race_epochs=2)
+    run.folder = finished.run.folder
+    trials = read_table(run.folder / "3_bayesian_optimization" / "trials.csv").nsmallest(2, "objective")
+    expected = 2 * trials["seconds"].sum()
+    whole = read_json(run.folder / "4_best_finetuning" / "stage.json")["seconds"]
+    with pytest.raises(UserError, match="race_epochs: stored 0, asked 2"):
+        fomo.race(run)
+    costs = results.costs(run).set_index("stage")["seconds"]
+    assert costs["race"] == pytest.approx(expected, abs=0.06)
+    assert costs["race"] + costs["4_best_finetuning"] == pytest.approx(whole, abs=0.11)
+
+
+def test_run_that_is_not_finished_is_not_kept(dataset, copied):
+    (copied.folder / "9_evaluation" / "stage.json").unlink()
+    with pytest.raises(UserError, match="not finished 9_evaluation; make report"):
+        results.collect(copied)
+
+
+def test_measured_shows_ours_beside_the_reports(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    for name in ("emotions", "skin_cancer-drop", "own"):
+        (tmp_path / name).mkdir()
+        rows = [("final", metric, 0.7, 0.6, 0.8) for metric in ("macro F1", "accuracy")]
+        columns = ["model", "metric", "value", "low", "high"]
+        pd.DataFrame([("other", "accuracy", 0.1, 0, 1), *rows], columns=columns).to_csv(tmp_path / name / "metrics.csv")
+        stages = [*results.STAGES, "race"]
+        seconds = [400.0 if stage == "4_best_finetuning" else 50.0 for stage in stages]
+        pd.DataFrame({"stage": stages, "seconds": seconds}).to_csv(tmp_path / name / "costs.csv")
+    table = results.measured().set_index("data set")
+    assert table["accuracy, ours"].tolist() == ["0.700 [0.600, 0.800]"] * 3
+    assert table.loc["emotions", "macro F1, report"] == 0.63
+    assert table.loc["skin_cancer-drop", "accuracy, report"] == 0.87
+    assert np.isnan(table.loc["own", "accuracy, report"])
+    assert table["search / training"].tolist() == [0.5] * 3
+    assert table["minutes"].tolist() == [14] * 3
