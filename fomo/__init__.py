@@ -29,7 +29,7 @@ if hasattr(ctypes.CDLL(None), "mallopt"):
 # A package that timm brings asks for notebook widgets. fomo's progress bars are text.
 warnings.filterwarnings("ignore", message="IProgress not found")
 
-from fomo import figures, metrics
+from fomo import figures, metrics, results
 from fomo.artifacts import Run
 from fomo.classifier import load_model
 from fomo.evaluation import evaluate
@@ -51,6 +51,7 @@ __all__ = [
     "optimize_finetuning",
     "preprocess",
     "race",
+    "results",
     "search_head",
     "train_head",
     "tune_head",

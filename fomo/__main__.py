@@ -9,6 +9,7 @@ from fomo.artifacts import Run
 from fomo.bench import heads, loading
 from fomo.config import DATASETS, PRESETS, UserError
 from fomo.inspection import inspect
+from fomo.results import collect, measured
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -87,8 +88,6 @@ def _report(given: argparse.Namespace) -> str:
 
 def _results(given: argparse.Namespace) -> str:
     """Keeps the results of the run with the parameters given; returns the table of all runs that are kept."""
-    from fomo.results import collect, measured
-
     folder = collect(_run(given)[0])
     return f"{measured().to_string(index=False)}\n\nkept in {folder}"
 
