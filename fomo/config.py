@@ -5,6 +5,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "data" / "results"  # the small tables of what was measured
 DATASETS = ("emotions", "fashion", "fashion_sample", "flowers", "skin_cancer")
 
 

@@ -12,12 +12,11 @@ import numpy as np
 from sklearn.ensemble import RandomForestRegressor
 
 from fomo.artifacts import read_table
-from fomo.config import ROOT
+from fomo.config import RESULTS
 from fomo.finetuning import FINETUNING_FIRST, FINETUNING_SPACE
 from fomo.space import Choice, Float, Space
 from fomo.tuning import Study
 
-RESULTS = ROOT / "data" / "results"
 EVALUATIONS = 30
 
 

@@ -9,14 +9,13 @@ from pathlib import Path
 import pandas as pd
 
 from fomo.artifacts import Run, read_json, read_table, write_json, write_table
-from fomo.config import ROOT, UserError
+from fomo.config import RESULTS, UserError
 from fomo.evaluation import evaluate
 from fomo.finetuning import finetune_best, optimize_finetuning, race
 from fomo.head_search import search_head, train_head, tune_head
 from fomo.metrics import REPORT
 from fomo.stages import STAGES
 
-RESULTS = ROOT / "data" / "results"
 PACKAGES = ("torch", "torchvision", "timm", "bayesian-optimization", "scikit-learn", "numpy")
 SEARCH = ("3_bayesian_optimization", "race", "6_darts", "7_head_tuning")
 

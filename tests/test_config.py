@@ -51,6 +51,7 @@ ORDER = [
     "results",
     "__init__",
     "report",
+    "finetuning_evidence",
     "evidence",
     "bench",
     "__main__",

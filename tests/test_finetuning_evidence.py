@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from fomo import evidence
+from fomo import finetuning_evidence as evidence
 from fomo.config import make_config
 
 

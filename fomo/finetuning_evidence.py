@@ -1,0 +1,130 @@
+"""What recipes of finetuning bring and what cheaper trials are worth, on the embedded sample, stored in tables."""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
+from multiprocessing import get_context
+
+import numpy as np
+import pandas as pd
+from scipy.stats import spearmanr
+from tqdm import tqdm
+
+from fomo.artifacts import Run, read_table, write_table
+from fomo.config import RESULTS
+from fomo.finetuning import FINETUNING_FIRST, FINETUNING_SPACE, finetuning_trial, fit_images, untrained
+from fomo.preprocessing import preprocess
+from fomo.stages import outcome
+from fomo.trials import run_trial
+from fomo.tuning import Study
+
+RECIPES = {  # each a change to the first, and all of them at once
+    "plain": {},
+    "whole image": {"crop": 1.0},
+    "cosine": {"schedule": "cosine"},
+    "label smoothing": {"label_smoothing": 0.1},
+    "averaging": {"averaging": 0.99},
+}
+RECIPES["all"] = {name: value for settings in RECIPES.values() for name, value in settings.items()}
+RECIPE_EPOCHS = 4
+
+
+def recipes() -> pd.DataFrame:
+    """Each recipe of finetuning with three seeds, by the best configuration of the recorded trials: a row each, with
+    the losses and accuracy on validation at the epoch kept. Stored as data/results/finetuning_recipes.csv, row by row.
+    """
+    keys = [{"recipe": recipe, "seed": seed} for seed in range(3) for recipe in RECIPES]
+    for key in keys:
+        preprocess(recipe_run(**key))  # here, or two processes would write the same files
+    return _in_turn("finetuning_recipes", train_recipe, keys)
+
+
+def train_recipe(recipe: str, seed: int) -> dict:
+    """What a training by the recipe came to (`stages.outcome`), and its seconds."""
+    run = recipe_run(recipe, seed)
+    data = preprocess(run)
+    history = fit_images(run, data, untrained(run, data), _recorded(1)[0], RECIPE_EPOCHS)
+    return outcome(history) | {"seconds": history.attrs["seconds"]}
+
+
+def recipe_run(recipe: str, seed: int) -> Run:
+    """A run on the sample whose images are prepared as the recipe says."""
+    settings = RECIPES[recipe]
+    crop = "whole" if "crop" in settings else "cropped"
+    return Run("fashion_sample", "quick", seed=seed, name=f"recipes-{crop}-{seed}", **settings)
+
+
+def recipe_summary(table: pd.DataFrame) -> pd.DataFrame:
+    """Validation loss and accuracy of each recipe, means over seeds, and what it brings beside the plain one: mean and
+    standard deviation of the difference with the same seed."""
+    loss = table.pivot(index="seed", columns="recipe", values="validation_loss")
+    accuracy = table.pivot(index="seed", columns="recipe", values="validation_accuracy")
+    gain = accuracy.sub(accuracy["plain"], axis=0)
+    columns = {"loss": loss.mean(), "accuracy": accuracy.mean(), "gain": gain.mean(), "gain_std": gain.std()}
+    return pd.DataFrame(columns).loc[list(RECIPES)]
+
+
+FIDELITIES = {
+    "full": {},
+    "a quarter of the images": {"trial_share": 0.25},
+    "half the side": {"trial_size": 32},
+    "both": {"trial_share": 0.25, "trial_size": 32},
+}
+
+
+def fidelities() -> pd.DataFrame:
+    """24 of the recorded configurations, spread evenly over their ranks, tried in full and in cheaper ways: a row each,
+    with its validation loss and seconds. Stored as data/results/finetuning_fidelities.csv, row by row."""
+    keys = [{"fidelity": fidelity, "place": place} for fidelity in FIDELITIES for place in range(24)]
+    preprocess(fidelity_run("full"))
+    return _in_turn("finetuning_fidelities", try_cheaply, keys)
+
+
+def try_cheaply(fidelity: str, place: int) -> dict:
+    """A recorded configuration tried anew: its validation loss, infinite where it diverges, and its seconds."""
+    row = run_trial(partial(finetuning_trial, fidelity_run(fidelity)), _recorded(24)[place], {}, None)
+    return {"validation_loss": row["objective"], "seconds": row["seconds"]}
+
+
+def fidelity_run(fidelity: str) -> Run:
+    """A run on the sample whose trials are as cheap as `fidelity` says."""
+    return Run("fashion_sample", "quick", seed=1, name="fidelities", **FIDELITIES[fidelity])
+
+
+def fidelity_summary(table: pd.DataFrame) -> pd.DataFrame:
+    """Seconds of a trial (median), Spearman with the losses in full, and how many of the five best in full are among
+    its own five best."""
+    loss = table.pivot(index="place", columns="fidelity", values="validation_loss")
+    best = {name: set(loss[name].nsmallest(5).index) for name in FIDELITIES}
+    rows = {
+        name: {
+            "seconds": table.loc[table["fidelity"] == name, "seconds"].median(),
+            "spearman": spearmanr(loss[name], loss["full"]).statistic,
+            "of the five best": len(best[name] & best["full"]),
+        }
+        for name in FIDELITIES
+    }
+    return pd.DataFrame(rows).T
+
+
+def _recorded(count: int) -> list[dict]:
+    """So many of the recorded configurations that were completed, from the best to the worst, evenly by rank."""
+    study = Study(FINETUNING_SPACE, RESULTS / "finetuning_trials.csv", seed=0, first=FINETUNING_FIRST, initial=1)
+    ranked = study.complete.sort_values("objective")["trial"].to_numpy()
+    return [study.configuration(trial) for trial in ranked[np.linspace(0, len(ranked) - 1, count).astype(int)]]
+
+
+def _in_turn(name: str, function: Callable[..., dict], keys: list[dict]) -> pd.DataFrame:
+    """A row for each of `keys` with what `function` makes of it, on processes of one thread each; rows that are in the
+    table `name` of data/results are not computed again."""
+    path = RESULTS / f"{name}.csv"
+    table = read_table(path) if path.exists() else pd.DataFrame(columns=list(keys[0]))
+    done = table[list(keys[0])].to_dict("records")
+    os.environ["OMP_NUM_THREADS"] = "1"  # two processes of one thread do more than one of two
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
+        futures = {pool.submit(function, **key): key for key in keys if key not in done}
+        for future in tqdm(as_completed(futures), total=len(futures), desc=name, leave=False):
+            table = pd.concat([table, pd.DataFrame([futures[future] | future.result()])], ignore_index=True)
+            write_table(path, table.sort_values(list(keys[0])))
+    return table
