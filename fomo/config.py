@@ -26,6 +26,7 @@ class Config:
     crop: float = 0.875  # of the resized image's shorter side, the middle that is kept: the report's 224 of 256 pixels
     validation_share: float = 0.2  # of the train split; all choices are made on it
     rotation: float = 30.0  # largest angle of the random rotation, in degrees
+    zoom: float = 0.0  # of the side, at most so much is cut away at random and the rest enlarged; 0: none
     batch_size: int = 64  # images a step
     on_bad: str = "raise"  # images that cannot be read: raise, or skip (the run goes on without them, and says so)
     on_leak: str = "warn"  # train images that are in test too (same bytes, same group): warn, or drop from training
@@ -45,11 +46,11 @@ class Config:
     prune: bool = False  # trials worse than the median after a quarter, half or three quarters of their epoch end there
     trial_seconds: float = 7200.0  # a trial that takes longer hangs, and is ended
     finalists: int = 1  # so many of the best trials are trained on, and the best of those wins
-    race_epochs: int = 0  # that the finalists are trained for, as trials are, and the winner in full; 0: all in full
+    finalists_per_layer: bool = False  # so many of each `layer`: short trials favour those that train little
+    race_epochs: int = 0  # that the finalists are trained for, and then the winner in full; 0: all in full
+    race_share: float = 1.0  # of the train and validation images, by class, that such a short race sees
 
-    head_images: int = (
-        0  # of the feature data set, by class, at most so many in the search and study of the head; 0: all
-    )
+    head_images: int = 0  # of the train and of the validation features, by class, that search and study see; 0: all
     darts_epochs: int = 8  # of the bilevel search
     weight_lr: float = 3e-4  # Adam, weights of the candidate operations
     alpha_lr: float = 3e-4  # Adam, alphas; moves an alpha by at most about so much a step
@@ -80,8 +81,8 @@ CHOICES = {
     "selection": ("alpha", "perturbation", "one epoch", "halving", "alone"),
     "head_space": ("report", "large"),
 }
-FROM_ZERO = ("seed", "rotation", "label_smoothing", "averaging", "trial_size", "race_epochs", "head_images")
-SHARES = ("crop", "validation_share", "trial_share", "label_smoothing", "averaging")
+FROM_ZERO = ("seed", "rotation", "zoom", "label_smoothing", "averaging", "trial_size", "race_epochs", "head_images")
+SHARES = ("crop", "zoom", "validation_share", "trial_share", "race_share", "label_smoothing", "averaging")
 NAMED = ("on_bad", "on_leak", "balance")  # where they are not the usual ones, they are in the name of a run's folder
 
 PRESETS = {
@@ -111,15 +112,18 @@ PRESETS = {
         "trial_size": 64,  # a quarter of the pixels
         "first_epochs": 1,
         "epochs": 16,
+        "zoom": 0.5,
         "crop": 1.0,  # this and the next two: what each brings is in data/results/finetuning_recipes.csv
         "schedule": "cosine",
         "averaging": 0.99,
         "keep": "accuracy",
         "trial_share": 0.5,  # with trial_size it ranks nearly as full trials do (finetuning_fidelities.csv)
         "prune": True,
-        "finalists": 3,
-        "race_epochs": 3,
-        "head_images": 2000,
+        "finalists": 1,
+        "finalists_per_layer": True,
+        "race_epochs": 2,
+        "race_share": 0.5,
+        "head_images": 1000,
         "alone_epochs": 4,
         "selection": "alone",
         "keep_linear": True,
@@ -132,8 +136,15 @@ PRESETS = {
 # What `best` does otherwise on a data set that it knows: many images are seen at fewer pixels and less often, so that
 # each run takes about as long.
 BEST = {
-    "emotions": {"image_size": 96, "trial_size": 48, "epochs": 8, "trial_share": 0.125},
-    "fashion": {"image_size": 48, "trial_size": 24, "epochs": 8, "trial_share": 0.1},
+    "emotions": {
+        "image_size": 96,
+        "trial_size": 48,
+        "epochs": 8,
+        "zoom": 0.2,
+        "trial_share": 0.125,
+        "race_share": 0.25,
+    },
+    "fashion": {"image_size": 48, "trial_size": 24, "epochs": 8, "zoom": 0.0, "trial_share": 0.1, "race_share": 0.2},
 }
 
 

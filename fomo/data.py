@@ -6,16 +6,21 @@ import torch.nn.functional as F
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, WeightedRandomSampler
 
 
-def augment(images: torch.Tensor, rotation: float, generator: torch.Generator) -> torch.Tensor:
+def augment(images: torch.Tensor, rotation: float, generator: torch.Generator, zoom: float = 0.0) -> torch.Tensor:
     """The report's RandomHorizontalFlip and RandomRotation, for a batch (images, channels, side, side) at once.
 
-    Each image has an angle of its own between -`rotation` and `rotation` degrees; corners are filled with black.
+    Each image has an angle of its own between -`rotation` and `rotation` degrees; corners are filled with black. With
+    `zoom`, a square of 1 - `zoom` to 1 of the image's side, anywhere in it, is what is kept and enlarged.
     """
     count = len(images)
     angle = torch.deg2rad((2 * torch.rand(count, generator=generator) - 1) * rotation)
     flip = 1 - 2.0 * (torch.rand(count, generator=generator) < 0.5)
-    zero = torch.zeros(count)
-    rows = [flip * angle.cos(), -angle.sin(), zero, flip * angle.sin(), angle.cos(), zero]
+    kept, shift = torch.ones(count), torch.zeros(2, count)
+    if zoom:
+        kept -= zoom * torch.rand(count, generator=generator)
+        shift = (2 * torch.rand(2, count, generator=generator) - 1) * (1 - kept)
+    cos, sin = kept * angle.cos(), kept * angle.sin()
+    rows = [flip * cos, -sin, shift[0], flip * sin, cos, shift[1]]
     matrix = torch.stack(rows, dim=1).view(count, 2, 3).to(images.device)
     grid = F.affine_grid(matrix, images.shape, align_corners=False)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
@@ -28,13 +33,14 @@ class ImageBatches(torch.utils.data.Dataset):
     augmented; without one, never.
     """
 
-    def __init__(self, pixels, rows, labels, mean, std, *, rotation=0.0, side=0, generator=None):
+    def __init__(self, pixels, rows, labels, mean, std, *, rotation=0.0, zoom=0.0, side=0, generator=None):
         self.pixels = pixels
         self.rows = np.asarray(rows)
         self.labels = torch.tensor(labels, dtype=torch.int64)
         self.mean = torch.tensor(mean).view(1, 3, 1, 1)
         self.std = torch.tensor(std).view(1, 3, 1, 1)
         self.rotation = rotation
+        self.zoom = zoom
         self.side = side
         self.generator = generator
 
@@ -46,7 +52,7 @@ class ImageBatches(torch.utils.data.Dataset):
         if 0 < self.side < images.shape[-1]:
             images = F.interpolate(images, size=(self.side, self.side), mode="bilinear", antialias=True)
         if self.generator is not None:
-            images = augment(images, self.rotation, self.generator)
+            images = augment(images, self.rotation, self.generator, self.zoom)
         return (images - self.mean) / self.std, self.labels[numbers]  # a grey image becomes three equal channels
 
 

@@ -10,6 +10,7 @@ import torch
 from fomo.artifacts import Run, Stage
 from fomo.backbones import load_backbone
 from fomo.classifier import Classifier
+from fomo.config import Config
 from fomo.heads import LINEAR
 from fomo.preprocessing import Preprocessed, image_loader, preprocess
 from fomo.space import Choice, Float, Space
@@ -57,18 +58,15 @@ def finetuning_trial(run: Run, configuration: dict, report: Callable[[float, flo
     """A trial's losses and accuracy after `trial_epochs` on `trial_share` of the train images, scaled down to
     `trial_size`; `report` is told of it on the way, and may end it."""
     data, config = preprocess(run), run.config
-    options = {"description": "trial", "report": report, "keep": "loss"} | _cheap(run)
+    options = {"description": "trial", "report": report, "keep": "loss"}
+    options |= {"share": config.trial_share, "side": config.trial_size}
     return outcome(fit_images(run, data, untrained(run, data), configuration, config.trial_epochs, **options))
 
 
-def _cheap(run: Run) -> dict:
-    """How little of the images a trial sees."""
-    return {"share": run.config.trial_share, "side": run.config.trial_size}
-
-
 def race(run: Run) -> pd.DataFrame:
-    """The study's `finalists` best trials, trained for `race_epochs` as trials are, or in full if that is 0: trial,
-    losses and accuracy at the epoch kept. The first row is the winner, which is in the end trained in full.
+    """The study's best trials (`finalists`), trained for `race_epochs` on `race_share` of the images, or in full if
+    `race_epochs` is 0: trial, layer, losses and accuracy at the epoch kept, seconds. The first row is the winner, which
+    is in the end trained in full.
 
     An epoch ranks configurations only roughly, and the best of 30 owes something to luck: so a few are trained on, and
     the best of them is taken (compare "Is One Epoch All You Need", arXiv:2307.15422).
@@ -76,17 +74,18 @@ def race(run: Run) -> pd.DataFrame:
     study, stage, config = optimize_finetuning(run), open_stage(run, "4_best_finetuning"), run.config
     if not stage.done:
         rows, best = [], None
-        trials = study.top(config.finalists)["trial"].tolist()
+        trials = finalists(study, config)
         for trial in trials:
             options = {"checkpoint": stage.path(f"checkpoint_{trial}.pt"), "description": f"race, trial {trial}"}
-            options |= _cheap(run) if config.race_epochs else {}
+            options |= {"share": config.race_share} if config.race_epochs else {}
             try:
                 racer, history = _train(run, study.configuration(trial), config.race_epochs or config.epochs, **options)
             except DivergedError:
                 if not rows and trial == trials[-1]:
                     raise
                 continue
-            rows.append({"trial": trial} | outcome(history, config.keep))
+            rows.append({"trial": trial, "layer": study.configuration(trial)["layer"]} | outcome(history, config.keep))
+            rows[-1]["seconds"] = history.attrs["seconds"]
             if all(rows[-1]["objective"] < row["objective"] for row in rows[:-1]):  # of equals the first, as below
                 best = racer, history
         table = pd.DataFrame(rows).sort_values("objective", kind="stable")
@@ -96,6 +95,14 @@ def race(run: Run) -> pd.DataFrame:
         stage.save_table("race", table)
         store_trained(stage, *best)
     return stage.table("race")
+
+
+def finalists(study: Study, config: Config) -> list[int]:
+    """The numbers of the trials that the race is between, the best first: as many of each `layer`, or of all."""
+    ranked = study.top(config.trials)
+    if config.finalists_per_layer:
+        ranked = ranked.groupby([study.configuration(trial)["layer"] for trial in ranked["trial"]])
+    return ranked.head(config.finalists)["trial"].tolist()
 
 
 def finetune_best(run: Run) -> Trained:

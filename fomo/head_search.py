@@ -79,13 +79,17 @@ def extract_features(run: Run) -> Features:
 
 
 def sample_features(run: Run) -> Features:
-    """The feature data set as the search and the study of the head see it: at most `head_images` of its train part."""
+    """The feature data set as the search and the study of the head see it: at most `head_images` of each part."""
     features, config = extract_features(run), run.config
-    if not 0 < config.head_images < len(features.train):
-        return features
-    table = pd.DataFrame({"file": range(len(features.train)), "label": features.train_labels})
-    rows = np.flatnonzero(divide(table, config.head_images / len(table), config.seed))
-    return replace(features, train=features.train[rows], train_labels=features.train_labels[rows])
+    parts = {}
+    for part in ("train", "validation"):
+        values, labels = getattr(features, part), getattr(features, f"{part}_labels")
+        if 0 < config.head_images < len(values):
+            table = pd.DataFrame({"file": range(len(values)), "label": labels})
+            rows = np.flatnonzero(divide(table, config.head_images / len(table), config.seed))
+            values, labels = values[rows], labels[rows]
+        parts |= {part: values, f"{part}_labels": labels}
+    return replace(features, **parts)
 
 
 def search_head(run: Run) -> HeadSearch:

@@ -103,6 +103,6 @@ def image_loader(
 
     `side`, in pixels, that the images are scaled down to; 0: as they are stored.
     """
-    options = {"rotation": run.config.rotation, "side": side, "generator": generator}
+    options = {"rotation": run.config.rotation, "zoom": run.config.zoom, "side": side, "generator": generator}
     batches = ImageBatches(*part, backbone.mean, backbone.std, **options)
     return loader(batches, run.config.batch_size, generator, balanced=run.config.balance == "sampler")

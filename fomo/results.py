@@ -52,14 +52,14 @@ def costs(run: Run) -> pd.DataFrame:
     """Seconds and peak memory (MB, of the process so far) of each stage, and on how many threads; a stage that was
     resumed after a kill took longer than its seconds.
 
-    The race is told apart from the training of its winner by the seconds of the finalists' trials, which it repeats for
-    `race_epochs`. Where that is 0, the finalists' trainings and the winner's are the same.
+    The race is told apart from the training of its winner; where the finalists were trained in full, that is one of
+    their trainings.
     """
     facts = {name: read_json(run.folder / name / "stage.json") for name in STAGES}
     table = pd.DataFrame(facts).T.drop(columns=["done", "config"]).rename_axis("stage")
-    trials = optimize_finetuning(run).top(run.config.finalists)
+    raced = race(run)["seconds"]
     table.loc["race"] = table.loc["4_best_finetuning"]
-    table.loc["race", "seconds"] = trials["seconds"].sum() * run.config.race_epochs / run.config.trial_epochs
+    table.loc["race", "seconds"] = raced.sum() if run.config.race_epochs else raced.iloc[1:].sum()
     table.loc["4_best_finetuning", "seconds"] -= table.loc["race", "seconds"]
     table["seconds"] = table["seconds"].astype(float).round(1)
     table["peak_memory_mb"] = table["peak_memory_mb"].astype(float).round()

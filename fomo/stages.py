@@ -15,7 +15,7 @@ from fomo.datasets import load_dataset
 from fomo.tuning import Study
 
 FINETUNING = (
-    *("backbone", "weights", "rotation", "batch_size", "balance"),
+    *("backbone", "weights", "rotation", "zoom", "batch_size", "balance"),
     *("schedule", "label_smoothing", "averaging"),
 )
 # The folder of each stage: the stage that it follows, and the settings that it adds to those of all stages before it.
@@ -29,7 +29,10 @@ STAGES = {
             *("trials", "trial_epochs", "trial_share", "trial_size", "initial_trials", "prune", "trial_seconds"),
         ),
     ),
-    "4_best_finetuning": ("3_bayesian_optimization", ("keep", "epochs", "finalists", "race_epochs")),
+    "4_best_finetuning": (
+        "3_bayesian_optimization",
+        ("keep", "epochs", "finalists", "finalists_per_layer", *("race_epochs", "race_share")),
+    ),
     "5_features": ("4_best_finetuning", ()),
     "6_darts": (
         "5_features",
