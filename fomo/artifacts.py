@@ -127,11 +127,12 @@ class Stage:
         """Whether the result is complete."""
         return read_json(self._record)["done"]
 
-    def finish(self) -> None:
-        """Says that the result is complete and what it cost, and removes what killed runs have left."""
+    def finish(self, **costs: float) -> None:
+        """Says that the result is complete and what it cost (`costs`: of parts of it, in seconds), and removes what
+        killed runs have left."""
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
         cost = {"seconds": time.perf_counter() - self._opened, "peak_memory_mb": memory, "resumed": self._resumed}
-        self._write(done=True, **cost, threads=torch.get_num_threads())
+        self._write(done=True, **cost, threads=torch.get_num_threads(), **costs)
         for leftover in self.folder.glob(".*.tmp"):
             leftover.unlink(missing_ok=True)
 

@@ -6,11 +6,14 @@ import torch.nn.functional as F
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, WeightedRandomSampler
 
 
-def augment(images: torch.Tensor, rotation: float, generator: torch.Generator, zoom: float = 0.0) -> torch.Tensor:
+def augment(
+    images: torch.Tensor, rotation: float, generator: torch.Generator, zoom: float = 0.0, side: int = 0
+) -> torch.Tensor:
     """The report's RandomHorizontalFlip and RandomRotation, for a batch (images, channels, side, side) at once.
 
     Each image has an angle of its own between -`rotation` and `rotation` degrees; corners are filled with black. With
-    `zoom`, a square of 1 - `zoom` to 1 of the image's side, anywhere in it, is what is kept and enlarged.
+    `zoom`, a square of 1 - `zoom` to 1 of the image's side, anywhere in it, is what is kept, and brought to the size
+    of the image again, or to `side` pixels unless that is 0.
     """
     count = len(images)
     angle = torch.deg2rad((2 * torch.rand(count, generator=generator) - 1) * rotation)
@@ -22,7 +25,8 @@ def augment(images: torch.Tensor, rotation: float, generator: torch.Generator, z
     cos, sin = kept * angle.cos(), kept * angle.sin()
     rows = [flip * cos, -sin, shift[0], flip * sin, cos, shift[1]]
     matrix = torch.stack(rows, dim=1).view(count, 2, 3).to(images.device)
-    grid = F.affine_grid(matrix, images.shape, align_corners=False)
+    side = side or images.shape[-1]
+    grid = F.affine_grid(matrix, (*images.shape[:2], side, side), align_corners=False)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
@@ -30,10 +34,10 @@ class ImageBatches(torch.utils.data.Dataset):
     """Batches of images as the network sees them: numbers -> (float tensor (batch, 3, side, side), labels (batch)).
 
     Image i is `pixels`[`rows`[i]], scaled down to `side` pixels unless that is 0. With a `generator`, images are
-    augmented; without one, never.
+    augmented, and then `scale` of that side; without one, neither.
     """
 
-    def __init__(self, pixels, rows, labels, mean, std, *, rotation=0.0, zoom=0.0, side=0, generator=None):
+    def __init__(self, pixels, rows, labels, mean, std, *, rotation=0.0, zoom=0.0, side=0, scale=1.0, generator=None):
         self.pixels = pixels
         self.rows = np.asarray(rows)
         self.labels = torch.tensor(labels, dtype=torch.int64)
@@ -42,6 +46,7 @@ class ImageBatches(torch.utils.data.Dataset):
         self.rotation = rotation
         self.zoom = zoom
         self.side = side
+        self.scale = scale
         self.generator = generator
 
     def __len__(self) -> int:
@@ -52,7 +57,7 @@ class ImageBatches(torch.utils.data.Dataset):
         if 0 < self.side < images.shape[-1]:
             images = F.interpolate(images, size=(self.side, self.side), mode="bilinear", antialias=True)
         if self.generator is not None:
-            images = augment(images, self.rotation, self.generator, self.zoom)
+            images = augment(images, self.rotation, self.generator, self.zoom, round(self.scale * images.shape[-1]))
         return (images - self.mean) / self.std, self.labels[numbers]  # a grey image becomes three equal channels
 
 

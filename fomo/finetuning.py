@@ -27,6 +27,7 @@ FINETUNING_SPACE = Space(
     optimizer=Choice(("adam", "sgd", "rmsprop")),
     layer=Choice((2, 3, 4)),  # weights are fixed until this stage of the backbone
 )
+LEAST_JUDGES = 1000  # validation images of a trial, if there are so many: fewer tell configurations apart too badly
 FINETUNING_FIRST = {"lr": 1e-2, "momentum": 0.9, "weight_decay": 0.0, "optimizer": "sgd", "layer": 4}
 
 
@@ -55,25 +56,26 @@ def optimize_finetuning(run: Run, executor: Callable[[], Executor] = InProcess, 
 
 
 def finetuning_trial(run: Run, configuration: dict, report: Callable[[float, float], None]) -> dict:
-    """A trial's losses and accuracy after `trial_epochs` on `trial_share` of the train images, scaled down to
-    `trial_size`; `report` is told of it on the way, and may end it."""
+    """A trial's losses and accuracy after `trial_epochs` on `trial_share` of the images, scaled down to `trial_size`;
+    `report` is told of it on the way, and may end it. It is judged by `LEAST_JUDGES` validation images or more."""
     data, config = preprocess(run), run.config
-    options = {"description": "trial", "report": report, "keep": "loss"}
-    options |= {"share": config.trial_share, "side": config.trial_size}
+    options = {"description": "trial", "report": report, "keep": "loss", "side": config.trial_size}
+    options |= {"share": config.trial_share}
+    options |= {"validation_share": max(config.trial_share, LEAST_JUDGES / len(data.part("validation")[1]))}
     return outcome(fit_images(run, data, untrained(run, data), configuration, config.trial_epochs, **options))
 
 
 def race(run: Run) -> pd.DataFrame:
-    """The study's best trials (`finalists`), trained for `race_epochs` on `race_share` of the images, or in full if
-    `race_epochs` is 0: trial, layer, losses and accuracy at the epoch kept, seconds. The first row is the winner, which
-    is in the end trained in full.
+    """The study's best trials (`finalists`), trained for `race_epochs` on `race_share` of the train images, or in full
+    if `race_epochs` is 0: trial, layer, losses and accuracy at the epoch kept. The first row is the winner, which is
+    in the end trained in full.
 
     An epoch ranks configurations only roughly, and the best of 30 owes something to luck: so a few are trained on, and
     the best of them is taken (compare "Is One Epoch All You Need", arXiv:2307.15422).
     """
     study, stage, config = optimize_finetuning(run), open_stage(run, "4_best_finetuning"), run.config
     if not stage.done:
-        rows, best = [], None
+        rows, best, seconds = [], None, {}
         trials = finalists(study, config)
         for trial in trials:
             options = {"checkpoint": stage.path(f"checkpoint_{trial}.pt"), "description": f"race, trial {trial}"}
@@ -85,15 +87,17 @@ def race(run: Run) -> pd.DataFrame:
                     raise
                 continue
             rows.append({"trial": trial, "layer": study.configuration(trial)["layer"]} | outcome(history, config.keep))
-            rows[-1]["seconds"] = history.attrs["seconds"]
+            seconds[trial] = history.attrs["seconds"]
             if all(rows[-1]["objective"] < row["objective"] for row in rows[:-1]):  # of equals the first, as below
                 best = racer, history
         table = pd.DataFrame(rows).sort_values("objective", kind="stable")
         if config.race_epochs:
             options = {"checkpoint": stage.path("checkpoint.pt"), "description": "the winner in full"}
             best = _train(run, study.configuration(table["trial"].iloc[0]), config.epochs, **options)
+        else:  # the winner's part in the race is its training
+            seconds[table["trial"].iloc[0]] = 0.0
         stage.save_table("race", table)
-        store_trained(stage, *best)
+        store_trained(stage, *best, race_seconds=sum(seconds.values()))
     return stage.table("race")
 
 
@@ -137,17 +141,17 @@ def fit_images(
     epochs: int,
     *,
     share: float = 1.0,
+    validation_share: float = 1.0,
     side: int = 0,
     **options,
 ) -> pd.DataFrame:
-    """Finetunes `classifier` with `configuration`, in place, on a `share` of the train and validation images, scaled
-    down to `side` pixels unless that is 0; returns its learning curves."""
+    """Finetunes `classifier` with `configuration`, in place, on a `share` of the train images and judged by a
+    `validation_share` of the others, scaled down to `side` pixels unless that is 0; returns its learning curves."""
     settings, config = dict(configuration), run.config
     classifier.backbone.fix_until(settings.pop("layer"))
-    train = image_loader(
-        run, data.sample("train", share, config.seed), classifier.backbone, torch.Generator(), side=side
-    )
-    validation = image_loader(run, data.sample("validation", share, config.seed), classifier.backbone, side=side)
+    parts = data.sample("train", share, config.seed), data.sample("validation", validation_share, config.seed)
+    train = image_loader(run, parts[0], classifier.backbone, torch.Generator(), side=side)
+    validation = image_loader(run, parts[1], classifier.backbone, side=side)
     optimizer = make_optimizer(classifier, **settings)
     options = {"keep": config.keep} | options | {"seed": config.seed, "device": run.device, "schedule": config.schedule}
     options |= {"label_smoothing": config.label_smoothing, "averaging": config.averaging}

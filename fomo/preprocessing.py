@@ -35,9 +35,9 @@ class Preprocessed:
         return self.pixels, part["row"].to_numpy(), part["label"].to_numpy()
 
     def sample(self, name: str, share: float, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """As `part`, but only about this `share` of each class, at least one image; 1: all of them."""
+        """As `part`, but only about this `share` of each class, at least one image; 1 or more: all of them."""
         part = self.images[self.images["split"] == name]
-        chosen = part if share == 1 else part[divide(part.drop(columns="group", errors="ignore"), share, seed)]
+        chosen = part if share >= 1 else part[divide(part.drop(columns="group", errors="ignore"), share, seed)]
         return self.pixels, chosen["row"].to_numpy(), chosen["label"].to_numpy()
 
 
@@ -103,6 +103,6 @@ def image_loader(
 
     `side`, in pixels, that the images are scaled down to; 0: as they are stored.
     """
-    options = {"rotation": run.config.rotation, "zoom": run.config.zoom, "side": side, "generator": generator}
-    batches = ImageBatches(*part, backbone.mean, backbone.std, **options)
+    options = {"rotation": run.config.rotation, "zoom": run.config.zoom, "scale": run.config.train_scale}
+    batches = ImageBatches(*part, backbone.mean, backbone.std, side=side, generator=generator, **options)
     return loader(batches, run.config.batch_size, generator, balanced=run.config.balance == "sampler")

@@ -56,10 +56,9 @@ def costs(run: Run) -> pd.DataFrame:
     their trainings.
     """
     facts = {name: read_json(run.folder / name / "stage.json") for name in STAGES}
-    table = pd.DataFrame(facts).T.drop(columns=["done", "config"]).rename_axis("stage")
-    raced = race(run)["seconds"]
+    table = pd.DataFrame(facts).T[["seconds", "peak_memory_mb", "resumed", "threads"]].rename_axis("stage")
     table.loc["race"] = table.loc["4_best_finetuning"]
-    table.loc["race", "seconds"] = raced.sum() if run.config.race_epochs else raced.iloc[1:].sum()
+    table.loc["race", "seconds"] = facts["4_best_finetuning"]["race_seconds"]
     table.loc["4_best_finetuning", "seconds"] -= table.loc["race", "seconds"]
     table["seconds"] = table["seconds"].astype(float).round(1)
     table["peak_memory_mb"] = table["peak_memory_mb"].astype(float).round()

@@ -15,7 +15,7 @@ from fomo.datasets import load_dataset
 from fomo.tuning import Study
 
 FINETUNING = (
-    *("backbone", "weights", "rotation", "zoom", "batch_size", "balance"),
+    *("backbone", "weights", "rotation", "zoom", "train_scale", "batch_size", "balance"),
     *("schedule", "label_smoothing", "averaging"),
 )
 # The folder of each stage: the stage that it follows, and the settings that it adds to those of all stages before it.
@@ -75,11 +75,11 @@ def open_stage(run: Run, name: str, **inputs: str) -> Stage:
     return Stage(run.folder / name, settings | run.inputs | inputs)
 
 
-def store_trained(stage: Stage, model: nn.Module, history: pd.DataFrame) -> None:
-    """Stores a trained network and its learning curves, which completes its stage."""
+def store_trained(stage: Stage, model: nn.Module, history: pd.DataFrame, **costs: float) -> None:
+    """Stores a trained network and its learning curves, which completes its stage; `costs` go with what it cost."""
     save_state(stage.path("weights.pt"), model.state_dict())
     stage.save_table("history", history)
-    stage.finish()
+    stage.finish(**costs)
     for checkpoint in stage.folder.glob("checkpoint*.pt"):
         checkpoint.unlink()
 

@@ -240,7 +240,9 @@ def test_more_finalists_than_trials_are_all_trials_and_of_equals_the_first_wins(
 
     def trained(run, data, classifier, configuration, epochs, **options):
         torch.nn.init.constant_(classifier.head[-1].bias, configuration["lr"])
-        return pd.DataFrame([{"epoch": 1, "model": 0} | dict.fromkeys(LOSSES, next(losses))])
+        history = pd.DataFrame([{"epoch": 1, "model": 0} | dict.fromkeys(LOSSES, next(losses))])
+        history.attrs["seconds"] = 1.0
+        return history
 
     monkeypatch.setattr(finetuning, "fit_images", trained)
     run = toys.tiny_run(dataset, finalists=9)
@@ -264,6 +266,6 @@ def test_trials_are_as_cheap_as_asked_and_the_winner_is_trained_in_full(dataset,
     settings = {"trial_share": 0.5, "trial_size": 16, "averaging": 0.5, "schedule": "cosine", "finalists": 1}
     run = toys.tiny_run(dataset, **settings | {"trials": 2})
     fomo.optimize_finetuning(run)
-    assert seen == [(24, 6, {16}, 0.5, "cosine")] * 2
+    assert seen == [(24, 12, {16}, 0.5, "cosine")] * 2  # there are fewer validation images than a trial is judged by
     fomo.finetune_best(run)
     assert seen[2:] == [(48, 12, {32}, 0.5, "cosine")]
