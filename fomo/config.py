@@ -44,6 +44,7 @@ class Config:
     initial_trials: int = 14  # how many trials (of either study) are the initial design, before the surrogate leads
     trial_share: float = 1.0  # of the images, by class, that a trial sees
     trial_size: int = 0  # side in pixels that a trial sees images at; 0: image_size
+    trial_views: int = 0  # augmented views of each image, whose fixed part is computed once for all trials; 0: none
     prune: bool = False  # trials worse than the median after a quarter, half or three quarters of their epoch end there
     trial_seconds: float = 7200.0  # a trial that takes longer hangs, and is ended
     finalists: int = 1  # so many of the best trials are trained on, and the best of those wins
@@ -82,7 +83,8 @@ CHOICES = {
     "selection": ("alpha", "perturbation", "one epoch", "halving", "alone"),
     "head_space": ("report", "large"),
 }
-FROM_ZERO = ("seed", "rotation", "zoom", "label_smoothing", "averaging", "trial_size", "race_epochs", "head_images")
+FROM_ZERO = ("seed", "rotation", "zoom", "label_smoothing", "averaging", "trial_size", "trial_views")
+FROM_ZERO += ("race_epochs", "head_images")
 SHARES = ("crop", "zoom", "train_scale", "validation_share", "trial_share", "race_share")
 SHARES += ("label_smoothing", "averaging")
 NAMED = ("on_bad", "on_leak", "balance")  # where they are not the usual ones, they are in the name of a run's folder

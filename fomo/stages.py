@@ -26,7 +26,8 @@ STAGES = {
         "1_preprocessing",
         (
             *FINETUNING,
-            *("trials", "trial_epochs", "trial_share", "trial_size", "initial_trials", "prune", "trial_seconds"),
+            *("trials", "trial_epochs", "trial_share", "trial_size", "trial_views"),
+            *("initial_trials", "prune", "trial_seconds"),
         ),
     ),
     "4_best_finetuning": (
