@@ -33,6 +33,7 @@ from fomo import figures, metrics, results
 from fomo.artifacts import Run
 from fomo.classifier import load_model
 from fomo.evaluation import evaluate
+from fomo.final import compose
 from fomo.finetuning import finetune, finetune_best, optimize_finetuning, race
 from fomo.head_search import extract_features, search_head, train_head, tune_head
 from fomo.inspection import inspect
@@ -40,6 +41,7 @@ from fomo.preprocessing import preprocess
 
 __all__ = [
     "Run",
+    "compose",
     "evaluate",
     "extract_features",
     "figures",

@@ -1,8 +1,8 @@
 """A whole image classifier, backbone and head, and the one file that the final one is stored in."""
 
 import json
+import math
 from collections.abc import Iterable
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from fomo.artifacts import write_bytes
 from fomo.backbones import Backbone
 from fomo.config import UserError
 from fomo.data import ImageBatches, loader
-from fomo.heads import Head, read_head
+from fomo.heads import read_head
 from fomo.images import to_pixels
 from fomo.training import predict
 
@@ -34,13 +34,39 @@ class Classifier(nn.Module):
         return self.head(self.backbone(images))
 
 
+class FinalClassifier(nn.Module):
+    """What a run ends with: images (batch, 3, side, side) -> log-probabilities (batch, classes).
+
+    One or more `heads` on one backbone; with `mirror` each image is also seen as its mirror image. The probabilities of
+    all of them are averaged, and their logarithms divided by `temperature` (Guo et al., arXiv:1706.04599), which
+    calibrates them; what is returned is a logit, not yet normalised again.
+    """
+
+    def __init__(self, backbone: Backbone, heads: list[nn.Module], mirror: bool = False, temperature: float = 1.0):
+        super().__init__()
+        self.backbone = backbone
+        self.heads = nn.ModuleList(heads)
+        self.mirror = mirror
+        self.temperature = temperature
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        views = [images, images.flip(-1)] if self.mirror else [images]
+        return self.judge([self.backbone(view) for view in views])
+
+    def judge(self, views: list[torch.Tensor]) -> torch.Tensor:
+        """The same from the features (batch, features) of one or two views."""
+        logits = torch.stack([head(features) for features in views for head in self.heads])
+        return (logits.log_softmax(-1).logsumexp(0) - math.log(len(logits))) / self.temperature
+
+
 class Model:
     """A trained classifier with all that it takes to classify an image file: `classes` and preprocessing.
 
-    `description` holds backbone, head, classes, image_size, crop and channels (1: trained on grey images).
+    `description` holds backbone, heads, mirror, temperature, classes, image_size, crop and channels (1: trained on grey
+    images).
     """
 
-    def __init__(self, classifier: Classifier, description: dict):
+    def __init__(self, classifier: FinalClassifier, description: dict):
         self.classifier = classifier
         self.description = description
         self.classes = description["classes"]
@@ -64,18 +90,6 @@ class Model:
         write_bytes(path, safetensors.torch.save(state, metadata={"fomo": json.dumps(self.description)}))
 
 
-def describe(backbone: str, head: Head, classes: list[str], image_size: int, crop: float, channels: int) -> dict:
-    """The `description` of a `Model`."""
-    return {
-        "backbone": backbone,
-        "head": {"hidden": head.hidden, "blocks": [asdict(block) for block in head.blocks]},
-        "classes": classes,
-        "image_size": image_size,
-        "crop": crop,
-        "channels": channels,
-    }
-
-
 def load_model(path: str | Path) -> Model:
     """The `Model` that a run stored as model.safetensors. Raises `UserError` if the file is no such model.
 
@@ -90,8 +104,8 @@ def load_model(path: str | Path) -> Model:
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"model {path} cannot be read ({error})") from error
     backbone = Backbone(description["backbone"], description["image_size"])
-    head = read_head(description["head"]).build(backbone.num_features, len(description["classes"]))
-    classifier = Classifier(backbone, head)
+    heads = [read_head(one).build(backbone.num_features, len(description["classes"])) for one in description["heads"]]
+    classifier = FinalClassifier(backbone, heads, description["mirror"], description["temperature"])
     try:
         classifier.load_state_dict(state)
     except RuntimeError as error:

@@ -71,6 +71,8 @@ class Config:
     head_epochs: int = 8  # of each of them, and of the final head
     head_batch: int = 1  # so many of these trials are trained at once, in one bank; 1: one after another
 
+    final: str = "searched"  # the final model: the searched head, or what is best on validation: it, the backbone's own
+    # linear layer, or the mean of both; on the image alone, or also on its mirror image (final.py)
     bootstrap: int = 2000  # resamples of the test images behind every interval
 
 
@@ -82,6 +84,7 @@ CHOICES = {
     "keep": ("loss", "accuracy"),
     "selection": ("alpha", "perturbation", "one epoch", "halving", "alone"),
     "head_space": ("report", "large"),
+    "final": ("searched", "validation"),
 }
 FROM_ZERO = ("seed", "rotation", "zoom", "label_smoothing", "averaging", "trial_size", "trial_views")
 FROM_ZERO += ("race_epochs", "head_images")
@@ -106,6 +109,7 @@ PRESETS = {
         "keep_linear": True,
         "head_trials": 12,
         "head_batch": 6,
+        "final": "validation",
     },
     # The report's settings to the letter: 224 px, 30 trials of 1 epoch, 8 epochs, 30 trials of 8 epochs, ResNet34.
     "report": {},
@@ -135,6 +139,7 @@ PRESETS = {
         "keep_linear": True,
         "head_space": "large",
         "head_batch": 10,
+        "final": "validation",
     },
 }
 

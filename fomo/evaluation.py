@@ -1,4 +1,4 @@
-"""Stage 9: the test split, read once, for the final model and for everything that it has to be better than."""
+"""Stage 10: the test split, read once, for the final model and for everything that it has to be better than."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,14 +6,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from scipy.special import softmax
+from torch import nn
 
 from fomo import metrics
 from fomo.artifacts import Run, Stage, new_array
-from fomo.classifier import Classifier, Model, describe
 from fomo.datasets import HIDDEN
 from fomo.features import store_features
+from fomo.final import compose
 from fomo.finetuning import finetune, finetune_best, untrained
-from fomo.head_search import extract_features, feature_loaders, search_head, train_head
+from fomo.head_search import train_head
 from fomo.preprocessing import Preprocessed, image_loader, preprocess, read_pixels
 from fomo.stages import open_stage
 from fomo.training import predict
@@ -23,7 +25,8 @@ from fomo.training import predict
 class Evaluation:
     """Results on the test split, or, where its labels are hidden, on validation (`split` says which): `metrics` of the
     final model and its baselines with intervals, `per_class`, `confusion` (rows: true class), `predictions` (a row an
-    image; `row` is its place in `pixels`), `validation` (the final model's metrics there), and `model_path`."""
+    image; `row` is its place in `pixels`), `validation` (the final model's metrics there), `calibration` (what its
+    probabilities are worth, as they come and calibrated), and `model_path`."""
 
     split: str
 
@@ -33,6 +36,7 @@ class Evaluation:
     predictions: pd.DataFrame
     pixels: np.ndarray
     validation: pd.DataFrame
+    calibration: pd.DataFrame
     model_path: Path
 
 
@@ -43,29 +47,27 @@ def evaluate(run: Run) -> Evaluation:
     """
     config, data = run.config, preprocess(run)
     test, classes = data.dataset.test(), data.dataset.classes
-    stage = open_stage(run, "9_evaluation", test=data.dataset.fingerprint("test"))
+    stage = open_stage(run, "10_evaluation", test=data.dataset.fingerprint("test"))
     split = "validation" if (test["label"] == HIDDEN).all() else "test"
     if not stage.done:
         left_out = read_pixels(run, data.dataset, test["file"], stage.path("test.npy"))
         stage.save_table("left_out", left_out)
         rows = np.flatnonzero(~test["file"].isin(left_out["file"]))
-        part = stage.array("test"), rows, test["label"].to_numpy()[rows]
-        final = Classifier(finetune_best(run).model.backbone, train_head(run).model)
-        logits = predict(final, image_loader(run, part, final.backbone), run.device)[0]
+        shown, images = (stage.array("test"), rows, test["label"].to_numpy()[rows]), test.iloc[rows]
+        model, validation = compose(run).model, data.part("validation")
+        logits, validated = (_judge(run, model.classifier, part) for part in (shown, validation))
         _store_predictions(stage, test, rows, logits, classes)
-        validation = data.images[data.images["split"] == "validation"]
-        shown, images = (part, test.iloc[rows]) if split == "test" else (data.part("validation"), validation)
-        predictions, confidence = _predict_all(run, stage, data, shown, final)
+        if split == "validation":
+            shown, images, logits = validation, data.images[data.images["split"] == "validation"], validated
+        predictions = _predict_others(run, stage, data, shown) | {"final": logits.argmax(1)}
         options = {"classes": len(classes), "resamples": config.bootstrap, "seed": config.seed}
         stage.save_table("metrics", metrics.measure(shown[2], predictions, **options))
-        features = extract_features(run)
-        validated = predict(final.head, feature_loaders(run, features)[1], run.device)[0].argmax(1).numpy()
-        stage.save_table("validation", metrics.measure(features.validation_labels, {"final": validated}, **options))
-        columns = images[["file", "label"]].assign(row=shown[1], **predictions, confidence=confidence)
-        stage.save_table("scored", columns)
-        shape = config.image_size, config.crop, part[0].shape[1]
-        description = describe(config.backbone, search_head(run).head, classes, *shape)
-        Model(final.cpu(), description).save(stage.path("model.safetensors"))
+        stage.save_table("validation", metrics.measure(validation[2], {"final": validated.argmax(1)}, **options))
+        sure = {"as they come": logits * model.classifier.temperature, "calibrated": logits}
+        stage.save_table("calibration", _calibration(shown[2], sure))
+        columns = images[["file", "label"]].assign(row=shown[1], **predictions)
+        stage.save_table("scored", columns.assign(confidence=softmax(logits, axis=1).max(axis=1)))
+        model.save(stage.path("model.safetensors"))
         stage.finish()
     scored = stage.table("scored")
     pixels = stage.array("test") if split == "test" else data.pixels
@@ -78,23 +80,44 @@ def evaluate(run: Run) -> Evaluation:
         scored,
         pixels,
         stage.table("validation"),
+        stage.table("calibration"),
         stage.path("model.safetensors"),
     )
 
 
-def _predict_all(
-    run: Run, stage: Stage, data: Preprocessed, part: tuple, final: Classifier
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """The classes that the final model and what it is compared with predict for `part`; how sure it is."""
-    networks = {"finetuned, first point": finetune(run).model, "finetuned, best trial": finetune_best(run).model}
-    predictions = {
+def _judge(run: Run, network: nn.Module, part: tuple) -> np.ndarray:
+    """What the network computes of the images of a part: logits, or a backbone's features (images, numbers)."""
+    return predict(network, image_loader(run, part, getattr(network, "backbone", network)), run.device)[0].numpy()
+
+
+def _calibration(labels: np.ndarray, logits: dict[str, np.ndarray]) -> pd.DataFrame:
+    """Loss (mean negative log-likelihood) and expected calibration error of several versions of the probabilities."""
+    rows = [
+        {
+            "probabilities": name,
+            "loss": metrics.log_loss(labels, one),
+            "calibration_error": metrics.calibration_error(labels, one),
+        }
+        for name, one in logits.items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def _predict_others(run: Run, stage: Stage, data: Preprocessed, part: tuple) -> dict[str, np.ndarray]:
+    """The classes that the models beside which the final one stands predict for `part`."""
+    network = finetune_best(run).model
+    features = torch.from_numpy(_judge(run, network.backbone, part)).to(run.device)
+    with torch.inference_mode():
+        logits = {
+            "finetuned, best trial": network.head(features),
+            "with searched head": train_head(run).model(features),
+        }
+    return {
         "majority class": metrics.predict_majority(data.part("train")[2], len(part[1])),
         "logistic regression, not finetuned": _predict_untuned(run, stage, data, part),
+        "finetuned, first point": _judge(run, finetune(run).model, part).argmax(1),
+        **{name: values.argmax(1).cpu().numpy() for name, values in logits.items()},
     }
-    for name, network in (networks | {"final": final}).items():
-        logits, _ = predict(network, image_loader(run, part, network.backbone), run.device)
-        predictions[name] = logits.argmax(1).numpy()
-    return predictions, logits.softmax(1).max(1).values.numpy()
 
 
 def _predict_untuned(run: Run, stage: Stage, data: Preprocessed, shown: tuple) -> np.ndarray:
@@ -110,14 +133,14 @@ def _predict_untuned(run: Run, stage: Stage, data: Preprocessed, shown: tuple) -
 
 
 def _store_predictions(
-    stage: Stage, test: pd.DataFrame, rows: np.ndarray, logits: torch.Tensor, classes: list[str]
+    stage: Stage, test: pd.DataFrame, rows: np.ndarray, logits: np.ndarray, classes: list[str]
 ) -> None:
     """predictions.csv (file, prediction, class, confidence) of the images in `rows` of the test table, and
     predictions.npy: a number for each of its lines, -1 where the image cannot be read."""
-    confidence, prediction = logits.softmax(1).max(1)
+    confidence, prediction = softmax(logits, axis=1).max(axis=1), logits.argmax(axis=1)
     names = [classes[number] for number in prediction]
-    table = pd.DataFrame({"file": test["file"].to_numpy()[rows], "prediction": prediction.numpy(), "class": names})
-    stage.save_table("predictions", table.assign(confidence=confidence.numpy()))
+    table = pd.DataFrame({"file": test["file"].to_numpy()[rows], "prediction": prediction, "class": names})
+    stage.save_table("predictions", table.assign(confidence=confidence))
     with new_array(stage.path("predictions.npy"), (len(test),), np.int64) as store:
         store[:] = -1
-        store[rows] = prediction.numpy()
+        store[rows] = prediction

@@ -60,12 +60,12 @@ def image_grid(pixels: np.ndarray, titles: list[str], *, columns: int = 8, title
     return axes
 
 
-def learning_curves(history: pd.DataFrame, *, ax: plt.Axes | None = None) -> plt.Axes:
-    """Train and validation loss by epoch; a ring marks the epoch that is kept."""
+def learning_curves(history: pd.DataFrame, kept: float | None = None, *, ax: plt.Axes | None = None) -> plt.Axes:
+    """Train and validation loss by epoch; a ring marks the epoch that is `kept`, by default that of the least loss."""
     ax = new_axes(ax)
     for column, colour in (("train_loss", BLUE), ("validation_loss", ORANGE)):
         ax.plot(history["epoch"], history[column], marker="o", color=colour, label=column.replace("_", " "))
-    best = history.loc[history["validation_loss"].idxmin()]
+    best = history.loc[(history["validation_loss"] if kept is None else (history["epoch"] - kept).abs()).idxmin()]
     ax.plot(best["epoch"], best["validation_loss"], "o", ms=14, mfc="none", mec="black", label="kept")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set(xlabel="epoch", ylabel="cross-entropy", ylim=(0, None), title="Learning curves")

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax, softmax
 from sklearn.dummy import DummyClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
@@ -92,6 +94,28 @@ def predict_logistic(features: np.ndarray, labels: np.ndarray, test_features: np
     return (
         make_pipeline(StandardScaler(), LogisticRegression(max_iter=500)).fit(features, labels).predict(test_features)
     )
+
+
+def log_loss(labels: np.ndarray, logits: np.ndarray) -> float:
+    """The mean negative log-likelihood of the labels (images) under softmax(logits), logits (images, classes)."""
+    return -float(log_softmax(logits, axis=1)[np.arange(len(labels)), labels].mean())
+
+
+def fit_temperature(labels: np.ndarray, logits: np.ndarray) -> float:
+    """The number that logits (images, classes) are divided by to be least surprised by the labels: temperature scaling
+    (Guo et al., arXiv:1706.04599). Above 1: the model was too sure. It changes no prediction."""
+    loss = lambda log_t: log_loss(labels, logits / np.exp(log_t))  # noqa: E731
+    return float(np.exp(minimize_scalar(loss, bounds=(-3.0, 3.0), method="bounded").x))
+
+
+def calibration_error(labels: np.ndarray, logits: np.ndarray, bins: int = 15) -> float:
+    """The expected calibration error of softmax(logits): by how much, in the mean over images, confidence and accuracy
+    differ within bins of equal width of confidence (Guo et al., arXiv:1706.04599, eq. 3)."""
+    probabilities = softmax(logits, axis=1)
+    confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    places = np.minimum((confidence * bins).astype(int), bins - 1)
+    differences = np.bincount(places, weights=correct - confidence, minlength=bins)
+    return float(np.abs(differences).sum() / len(labels))
 
 
 def gap(metrics: pd.DataFrame, validation: pd.DataFrame) -> pd.DataFrame:

@@ -12,6 +12,7 @@ from nbconvert import HTMLExporter
 from fomo.artifacts import Run, write_bytes
 from fomo.config import ROOT, UserError
 from fomo.evaluation import evaluate
+from fomo.final import compose
 from fomo.finetuning import finetune, finetune_best, optimize_finetuning
 from fomo.head_search import extract_features, search_head, train_head, tune_head
 from fomo.preprocessing import preprocess
@@ -26,6 +27,7 @@ STAGES = (
     search_head,
     tune_head,
     train_head,
+    compose,
     evaluate,
 )
 

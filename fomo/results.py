@@ -11,6 +11,7 @@ import pandas as pd
 from fomo.artifacts import Run, read_json, read_table, write_json, write_table
 from fomo.config import RESULTS, UserError
 from fomo.evaluation import evaluate
+from fomo.final import compose
 from fomo.finetuning import finetune_best, optimize_finetuning, race
 from fomo.head_search import search_head, train_head, tune_head
 from fomo.metrics import REPORT
@@ -23,7 +24,7 @@ SEARCH = ("3_bayesian_optimization", "race", "6_darts", "7_head_tuning")
 def collect(run: Run) -> Path:
     """Copies what the finished `run` found, what it cost and what it ran on to data/results/<data set>; returns that
     folder. It holds config, machine (json); trials, race, history, ranking, rules, layered, head_trials, metrics,
-    per_class, predictions, costs (csv). With on_leak="drop" its name is <data set>-drop.
+    per_class, predictions, costs, options, calibration (csv). With on_leak="drop" its name is <data set>-drop.
 
     Raises `UserError` if a stage is not finished.
     """
@@ -39,10 +40,14 @@ def collect(run: Run) -> Path:
     tables |= {"ranking": search.ranking, "rules": search.rules, "layered": search.layered}
     tables |= {"head_trials": tune_head(run).trials, "metrics": result.metrics, "per_class": result.per_class}
     tables |= {"predictions": predictions.rename(columns={"final": "prediction"}), "costs": costs(run)}
+    tables |= {"options": compose(run).options, "calibration": result.calibration}
     for name, table in tables.items():
         write_table(folder / f"{name}.csv", table)
     found = {"finetuning": finetune_best(run).configuration, "head": search.head.name}
-    found |= {"head_training": train_head(run).configuration}
+    found |= {
+        "head_training": train_head(run).configuration,
+        "final": _chosen(run),
+    }
     write_json(folder / "config.json", asdict(run.config) | {"found": found})
     write_json(folder / "machine.json", machine())
     return folder
@@ -62,7 +67,9 @@ def costs(run: Run) -> pd.DataFrame:
     table.loc["4_best_finetuning", "seconds"] -= table.loc["race", "seconds"]
     table["seconds"] = table["seconds"].astype(float).round(1)
     table["peak_memory_mb"] = table["peak_memory_mb"].astype(float).round()
-    return table.sort_index().reset_index()
+    order = list(STAGES)
+    order.insert(order.index("4_best_finetuning"), "race")
+    return table.loc[order].reset_index()
 
 
 def machine() -> dict:
@@ -89,6 +96,11 @@ def measured() -> pd.DataFrame:
         share = costs[list(SEARCH)].sum() / costs["4_best_finetuning"]
         rows.append(row | {"minutes": round(costs.sum() / 60), "search / training": round(share, 2)})
     return pd.DataFrame(rows)
+
+
+def _chosen(run: Run) -> dict:
+    chosen = compose(run).chosen
+    return {"heads": chosen["heads"], "views": int(chosen["views"])}
 
 
 def _finished(run: Run, stage: str) -> bool:

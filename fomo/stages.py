@@ -44,7 +44,8 @@ STAGES = {
     ),
     "7_head_tuning": ("6_darts", ("head_trials", "head_epochs", "head_batch")),
     "8_head": ("7_head_tuning", ()),
-    "9_evaluation": ("8_head", ("first_epochs", "bootstrap")),
+    "9_final": ("8_head", ("final",)),
+    "10_evaluation": ("9_final", ("first_epochs", "bootstrap")),
 }
 
 

@@ -3,6 +3,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
@@ -14,9 +15,9 @@ from PIL import Image
 
 from fomo import load_model
 from fomo.backbones import load_backbone
-from fomo.classifier import Classifier, Model, describe
+from fomo.classifier import FinalClassifier, Model
 from fomo.config import UserError
-from fomo.heads import HEADS
+from fomo.heads import HEADS, LINEAR
 
 IN_FRESH_PROCESS = """
 import sys, fomo
@@ -29,17 +30,27 @@ def images(dataset):
     return sorted((dataset / "images_test").iterdir())
 
 
-@pytest.fixture
-def model():
+def describe(heads=HEADS[3:4], mirror=False, temperature=1.0):
+    description = {"backbone": "test_vit", "heads": [asdict(head) for head in heads], "mirror": mirror}
+    description |= {"temperature": temperature, "classes": toys.CLASSES}
+    description |= {"image_size": 32, "crop": 0.875, "channels": 1}
+    return json.loads(json.dumps(description))  # tuples are lists in a file
+
+
+def build(heads, mirror=False, temperature=1.0):
     """An untrained classifier of grey images."""
     backbone = load_backbone("test_vit", "random", 32)
-    head = HEADS[3]
-    description = describe("test_vit", head, toys.CLASSES, 32, 0.875, 1)
-    return Model(Classifier(backbone, head.build(backbone.num_features, 3)), description)
+    modules = [head.build(backbone.num_features, 3) for head in heads]
+    return Model(FinalClassifier(backbone, modules, mirror, temperature), describe(heads, mirror, temperature))
+
+
+@pytest.fixture
+def model():
+    return build(HEADS[3:4])
 
 
 def test_saved_model_predicts_the_same_in_a_fresh_process_without_its_run(copied, finished, images, tmp_path):
-    shutil.copy(copied.folder / "9_evaluation" / "model.safetensors", tmp_path / "model.safetensors")
+    shutil.copy(copied.folder / "10_evaluation" / "model.safetensors", tmp_path / "model.safetensors")
     shutil.rmtree(copied.folder)
     command = [sys.executable, "-c", IN_FRESH_PROCESS, "model.safetensors", *map(str, images)]
     subprocess.run(command, cwd=tmp_path, env=os.environ, check=True)
@@ -49,7 +60,9 @@ def test_saved_model_predicts_the_same_in_a_fresh_process_without_its_run(copied
     assert np.allclose(fresh["confidence"], stored["confidence"], atol=1e-5)
 
 
-def test_model_comes_back_as_it_was_saved(model, images, tmp_path):
+@pytest.mark.parametrize("parts", [(HEADS[3:4],), ([HEADS[0], LINEAR], True, 2.5)])
+def test_model_comes_back_as_it_was_saved(parts, images, tmp_path):
+    model = build(*parts)
     model.save(tmp_path / "model.safetensors")
     loaded = load_model(tmp_path / "model.safetensors")
     assert loaded.description == model.description
@@ -62,6 +75,17 @@ def test_prediction_gives_class_confidence_and_every_probability(model, images):
     assert np.allclose(table[toys.CLASSES].sum(axis=1), 1)
     assert np.allclose(table[toys.CLASSES].max(axis=1), table["confidence"])
     assert [row[row["class"]] for _, row in table.iterrows()] == table["confidence"].tolist()
+
+
+def test_heads_and_views_are_averaged_as_probabilities_and_then_calibrated():
+    model = build([HEADS[0], LINEAR], mirror=True, temperature=2.0).classifier.eval()
+    pixels = torch.rand(5, 3, 32, 32)
+    with torch.inference_mode():
+        features = [model.backbone(view) for view in (pixels, pixels.flip(-1))]
+        parts = [head(view).softmax(1) for view in features for head in model.heads]
+        expected = (torch.stack(parts).mean(0).log() / 2).softmax(1)
+        torch.testing.assert_close(model(pixels).softmax(1), expected)
+        torch.testing.assert_close(model(pixels.flip(-1)), model(pixels))
 
 
 def test_prediction_does_not_depend_on_the_batch(model, images):
@@ -87,8 +111,7 @@ def other_metadata(path):
 
 
 def without_weights(path):
-    description = describe("test_vit", HEADS[3], toys.CLASSES, 32, 0.875, 1)
-    safetensors.torch.save_file({"weight": torch.zeros(3)}, path, metadata={"fomo": json.dumps(description)})
+    safetensors.torch.save_file({"weight": torch.zeros(3)}, path, metadata={"fomo": json.dumps(describe())})
 
 
 def text(path):

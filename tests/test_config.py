@@ -47,6 +47,7 @@ ORDER = [
     "finetuning",
     "head_search",
     "problems",
+    "final",
     "evaluation",
     "results",
     "__init__",
@@ -150,7 +151,7 @@ def test_data_set_names_are_those_of_the_report_and_the_sample():
 
 
 def test_every_setting_binds_the_final_result(dataset):
-    bound = open_stage(toys.tiny_run(dataset), "9_evaluation").config
+    bound = open_stage(toys.tiny_run(dataset), "10_evaluation").config
     assert set(bound) >= {field.name for field in fields(Config)} - {"dataset"}
 
 

@@ -16,6 +16,7 @@ from fomo.config import make_config
 from fomo.heads import HEADS, LINEAR, Block, Head
 from fomo.preprocessing import image_loader
 from fomo.selection import RULES, choose
+from fomo.stages import STAGES
 from fomo.training import predict
 
 LOSSES = ["train_loss", "validation_loss", "validation_accuracy"]
@@ -31,9 +32,8 @@ def rerun(copied, dataset):
     """
 
     def make(before="6_darts", **settings):
-        for stage in copied.folder.iterdir():
-            if before <= stage.name:
-                shutil.rmtree(stage)
+        for stage in list(STAGES)[list(STAGES).index(before) :]:
+            shutil.rmtree(copied.folder / stage)
         return toys.tiny_run(dataset, **settings)
 
     return make
@@ -221,11 +221,11 @@ def narrow(monkeypatch):
 def test_run_with_a_head_of_the_large_space_goes_from_end_to_end(rerun, narrow, monkeypatch, dataset):
     take = head_search._take
     monkeypatch.setattr(head_search, "_take", lambda config, heads, right: take(config, [GENERAL, LINEAR], right))
-    run = rerun(head_space="large", keep_linear=False)
+    run = rerun(head_space="large", keep_linear=False, final="searched")
     evaluation = fomo.evaluate(run)
     assert fomo.search_head(run).head == GENERAL
     model = fomo.load_model(evaluation.model_path)
-    assert model.description["head"]["hidden"] == 32
+    assert model.description["heads"][0]["hidden"] == 32
     predicted = model.predict(sorted((dataset / "images_test").iterdir()))
     assert predicted["class"].tolist() == [toys.CLASSES[label] for label in evaluation.predictions["final"]]
     assert np.allclose(predicted["confidence"], evaluation.predictions["confidence"], atol=1e-4)

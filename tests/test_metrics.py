@@ -1,7 +1,14 @@
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.metrics import accuracy_score, classification_report, confusion_matrix, precision_recall_fscore_support
+from scipy.special import softmax
+from sklearn.metrics import (
+    accuracy_score,
+    classification_report,
+    confusion_matrix,
+    log_loss,
+    precision_recall_fscore_support,
+)
 
 from fomo import metrics
 from fomo.metrics import METRICS, REPORT, beside_report, gap, measure, per_class, predict_logistic, predict_majority
@@ -134,3 +141,37 @@ def test_ours_stands_beside_the_report():
 
 def test_own_data_set_has_no_number_in_the_report():
     assert beside_report(measured().reset_index(), "path/to/folder")["report"].isna().all()
+
+
+# ---- calibration
+
+
+def sure_of_itself(count, temperature, seed=0):
+    """(labels, logits) of a model that is right as often as softmax(logits / `temperature`) says."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(scale=2.0, size=(count, 4))
+    labels = np.array([rng.choice(4, p=row) for row in softmax(logits, axis=1)])
+    return labels, logits * temperature
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+def test_temperature_is_found_again_and_calibrates(temperature):
+    labels, logits = sure_of_itself(20_000, temperature)
+    found = metrics.fit_temperature(labels, logits)
+    assert found == pytest.approx(temperature, rel=0.05)
+    assert metrics.calibration_error(labels, logits / found) < 0.015
+    assert temperature == 1.0 or metrics.calibration_error(labels, logits) > 0.05
+
+
+def test_log_loss_is_that_of_scikit_learn():
+    labels, logits = sure_of_itself(200, 1.0)
+    assert metrics.log_loss(labels, logits) == pytest.approx(log_loss(labels, softmax(logits, axis=1)))
+
+
+def test_calibration_error_is_the_gap_between_confidence_and_accuracy():
+    """Four images at confidence 0.75, three of them right: no gap; with one right, half."""
+    logits = np.log(np.tile([0.75, 0.25], (4, 1)))
+    assert metrics.calibration_error(np.array([0, 0, 0, 1]), logits) == pytest.approx(0)
+    assert metrics.calibration_error(np.array([0, 1, 1, 1]), logits) == pytest.approx(0.5)
+    certain = np.array([[0.0, -1e9]] * 2)
+    assert metrics.calibration_error(np.array([0, 1]), certain) == pytest.approx(0.5)

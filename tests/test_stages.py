@@ -24,9 +24,10 @@ ARTEFACTS = {
     "6_darts": ["choice.json", "history.csv", "layered.csv", "ranking.csv", "rules.csv", "scores.csv"],
     "7_head_tuning": ["trials.csv"],
     "8_head": ["history.csv", "weights.pt"],
-    "9_evaluation": [
+    "9_final": ["options.csv"],
+    "10_evaluation": [
         *("metrics.csv", "model.safetensors", "predictions.csv", "predictions.npy", "scored.csv", "test.npy"),
-        "validation.csv",
+        *("calibration.csv", "validation.csv"),
     ],
 }
 
@@ -72,7 +73,7 @@ def test_second_call_computes_nothing(copied, stage):
 
 def test_second_call_gives_equal_results(copied, finished):
     again = fomo.evaluate(copied)
-    for table in ("metrics", "per_class", "confusion", "predictions", "validation"):
+    for table in ("metrics", "per_class", "confusion", "predictions", "validation", "calibration"):
         pd.testing.assert_frame_equal(getattr(again, table), getattr(finished.evaluation, table), check_exact=True)
 
 
@@ -87,6 +88,7 @@ def test_second_call_gives_equal_results(copied, finished):
         ("selection", "halving", fomo.search_head, "selection: stored alone, asked halving"),
         ("head_batch", 2, fomo.tune_head, "head_batch: stored 6, asked 2"),
         ("head_epochs", 9, fomo.train_head, "head_epochs: stored 4, asked 9"),
+        ("final", "searched", fomo.compose, "final: stored validation, asked searched"),
         ("trials", 5, fomo.evaluate, "trials: stored 3, asked 5"),
     ],
 )

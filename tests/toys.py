@@ -48,6 +48,7 @@ STAGES = (
     fomo.search_head,
     fomo.tune_head,
     fomo.train_head,
+    fomo.compose,
     fomo.evaluate,
 )
 
