@@ -114,9 +114,7 @@ def mlp(hidden: int, activation: str, layers: int) -> Head:
 
 
 def read_head(description: dict) -> Head:
-    """The head that `description`, its fields, came from; or that of a model stored before heads had blocks."""
-    if "blocks" not in description:
-        return mlp(**description)
+    """The head whose fields, as json keeps them, are in `description`."""
     return Head(description["hidden"], tuple(Block(**block) for block in description["blocks"]))
 
 

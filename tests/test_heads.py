@@ -84,17 +84,6 @@ def test_head_is_read_back_from_its_description(head):
 
 
 @pytest.mark.parametrize(
-    ("description", "head"),
-    [
-        ({"hidden": 64, "activation": "Tanh", "layers": 3}, mlp(64, "Tanh", 3)),
-        ({"hidden": 0, "activation": "", "layers": 1}, LINEAR),
-    ],
-)
-def test_head_of_a_model_stored_before_there_were_blocks_is_read(description, head):
-    assert read_head(description) == head
-
-
-@pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: Block("Relu"), "unknown activation 'Relu'; choose from ReLU, GELU, SiLU, Tanh, Sigmoid"),
