@@ -2,7 +2,8 @@
 
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -26,8 +27,8 @@ class Backbone(nn.Module):
 
     def __init__(self, name: str, image_size: int, state: dict[str, torch.Tensor] | None = None):
         super().__init__()
-        options = {}
-        if timm.models.get_pretrained_cfg(name).fixed_input_size:
+        options, fixed_size = {}, timm.models.get_pretrained_cfg(name).fixed_input_size
+        if fixed_size:
             options["img_size"] = image_size
         if state is not None:
             options["pretrained_cfg_overlay"] = {"state_dict": state}
@@ -40,6 +41,7 @@ class Backbone(nn.Module):
         self.num_features = self.network.num_features
         self.mean = tuple(self.network.default_cfg["mean"])
         self.std = tuple(self.network.default_cfg["std"])
+        self.blank_side = image_size if fixed_size else 32
         self.stages = [[module for _, module in stage] for stage in split_stages(name, self.network)]
         self.fix_until(1)
 
@@ -72,6 +74,38 @@ class Backbone(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.network(images.contiguous(memory_format=torch.channels_last))
+
+    def reaching(self, images: torch.Tensor, layers: Iterable[int]) -> dict[int, torch.Tensor]:
+        """What reaches each stage of `layers` of `images`, by layer: (images, ...), the input of its first module."""
+        reached = {}
+
+        def keep(layer: int, _, inputs: tuple) -> None:
+            reached[layer] = inputs[0].clone()  # or the stage could change it in place
+
+        hooks = [self.stages[layer - 1][0].register_forward_pre_hook(partial(keep, layer)) for layer in layers]
+        try:
+            self(images)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return reached
+
+    def resume(self, reached: torch.Tensor) -> torch.Tensor:
+        """The pooled features of images from what `reached` the first stage that is not fixed: (images, ...) ->
+        (images, `num_features`).
+
+        The fixed stages compute one small blank image, which takes next to no time, and the next stage is given
+        `reached` instead of what comes of it. So it works for any network whose stages pass on one tensor and nothing
+        else; `views.store_views` makes sure.
+        """
+        if reached.dim() == 4:
+            reached = reached.contiguous(memory_format=torch.channels_last)
+        first = self.stages[self.fixed_until - 1][0]
+        hook = first.register_forward_pre_hook(lambda _, inputs: (reached, *inputs[1:]))
+        try:
+            return self(torch.zeros(1, 3, self.blank_side, self.blank_side, device=reached.device))
+        finally:
+            hook.remove()
 
 
 def split_stages(name: str, network: nn.Module) -> list[list[tuple[str, nn.Module]]]:

@@ -2,6 +2,9 @@
 
 import time
 from collections.abc import Callable, Iterator
+from copy import copy
+from dataclasses import replace
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -12,12 +15,13 @@ from fomo.artifacts import Run
 from fomo.bank import HeadBank, Linears
 from fomo.bank_optimizer import BankOptimizer
 from fomo.data import FeatureBatches, ImageBatches, loader
-from fomo.finetuning import FINETUNING_FIRST, untrained
+from fomo.finetuning import FINETUNING_FIRST, FINETUNING_SPACE, finetuning_trial, store_trial_views, untrained
 from fomo.head_search import HEAD_SPACE
 from fomo.heads import HEADS, mlp
 from fomo.images import to_pixels
 from fomo.preprocessing import image_loader, preprocess
 from fomo.training import cross_entropy, make_optimizer
+from fomo.views import remove_views
 
 BATCHES = 6  # in each timing
 REPEATS = 5  # timings of each, in turn, so that a slow minute hits all of them
@@ -117,6 +121,34 @@ def _compare(bank: HeadBank, optimizer, configurations: list[dict], batches: tor
         "ratio": seconds["one by one"] / seconds["bank"],
         "share of product rate": products / seconds["bank"] / (len(square) ** 3 / seconds["product"]),
     }
+
+
+def trials(run: Run) -> pd.DataFrame:
+    """Seconds of a trial of each layer (medians of `REPEATS`) on stored views and on the images themselves, and their
+    ratio; and of 30 trials, ten of each, what storing the views takes included.
+
+    The run should have a name of its own, for its study's folder; it stores `trial_views`, or 4 if that is 0.
+    """
+    stored, plain = copy(run), copy(run)
+    stored.config = replace(run.config, trial_views=run.config.trial_views or 4)
+    plain.config = replace(run.config, trial_views=0)
+    preprocess(run)
+    remove_views(run.folder / "3_bayesian_optimization")
+    start = time.perf_counter()
+    folder = store_trial_views(stored)
+    storing = time.perf_counter() - start
+    keys = [(one, layer) for layer in FINETUNING_SPACE["layer"].choices for one in (stored, plain)]
+    timed = [partial(finetuning_trial, one, FINETUNING_FIRST | {"layer": layer}, _no_report) for one, layer in keys]
+    seconds = pd.DataFrame(_rounds(timed)).median().to_numpy().reshape(-1, 2)
+    remove_views(folder)
+    table = pd.DataFrame(seconds, columns=["stored, s", "images, s"])
+    table.insert(0, "what", [f"a trial of layer {layer}" for layer in FINETUNING_SPACE["layer"].choices])
+    table.loc[len(table)] = ["30 trials, ten of each, the store included", *(10 * seconds.sum(axis=0) + [storing, 0])]
+    return table.assign(ratio=table["images, s"] / table["stored, s"])
+
+
+def _no_report(at: float, loss: float) -> None:
+    """A trial's report, of which nothing is made."""
 
 
 def _rounds(functions: list[Callable[[], None]]) -> Iterator[list[float]]:

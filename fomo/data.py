@@ -1,4 +1,4 @@
-"""The batches that training sees: augmented images, images as they are, stored features."""
+"""The batches that training sees: augmented images, images as they are, stored features and views."""
 
 import numpy as np
 import torch
@@ -73,6 +73,28 @@ class FeatureBatches(torch.utils.data.Dataset):
 
     def __getitem__(self, numbers: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.from_numpy(np.array(self.features[numbers])), self.labels[numbers]
+
+
+class ViewBatches(torch.utils.data.Dataset):
+    """Batches of stored views of images: numbers -> (float tensor (batch, ...), labels (batch)).
+
+    `views` is an array (images, views, ...), of which each image shows one, drawn by `generator`; without one, its
+    first.
+    """
+
+    def __init__(self, views, labels, generator=None):
+        self.views = views
+        self.labels = torch.tensor(labels, dtype=torch.int64)
+        self.generator = generator
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, numbers: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        shown = torch.zeros(len(numbers), dtype=torch.int64)
+        if self.generator is not None:
+            shown = torch.randint(self.views.shape[1], shown.shape, generator=self.generator)
+        return torch.from_numpy(np.array(self.views[numbers, shown.numpy()])).float(), self.labels[numbers]
 
 
 def loader(

@@ -3,21 +3,26 @@
 from collections.abc import Callable
 from concurrent.futures import Executor
 from functools import partial
+from pathlib import Path
 
 import pandas as pd
 import torch
+from torch import nn
+from torch.utils.data import DataLoader
 
 from fomo.artifacts import Run, Stage
 from fomo.backbones import load_backbone
 from fomo.classifier import Classifier
 from fomo.config import Config
+from fomo.data import ViewBatches, loader
 from fomo.heads import LINEAR
-from fomo.preprocessing import Preprocessed, image_loader, preprocess
+from fomo.preprocessing import Preprocessed, image_batches, image_loader, preprocess
 from fomo.space import Choice, Float, Space
 from fomo.stages import Trained, load_trained, new_study, open_stage, outcome, seeded, store_trained
 from fomo.training import DivergedError, fit, make_optimizer
 from fomo.trials import InProcess
 from fomo.tuning import Study
+from fomo.views import Moving, has_views, read_views, remove_views, store_views
 
 # The report's search space. Momentum acts under sgd only.
 FINETUNING_SPACE = Space(
@@ -49,20 +54,63 @@ def optimize_finetuning(run: Run, executor: Callable[[], Executor] = InProcess, 
     study = new_study(run, stage, FINETUNING_SPACE, FINETUNING_FIRST)
     if not stage.done:
         preprocess(run)
+        if config.trial_views:
+            store_trial_views(run)
         options = {"prune": config.prune, "time_limit": config.trial_seconds, "executor": executor, "workers": workers}
         study.run(partial(finetuning_trial, run), config.trials, "Bayesian optimisation 1", **options)
+        remove_views(stage.folder)
         stage.finish()
     return study
 
 
 def finetuning_trial(run: Run, configuration: dict, report: Callable[[float, float], None]) -> dict:
-    """A trial's losses and accuracy after `trial_epochs` on `trial_share` of the images, scaled down to `trial_size`;
-    `report` is told of it on the way, and may end it. It is judged by `LEAST_JUDGES` validation images or more."""
+    """A trial's losses and accuracy after `trial_epochs` on `trial_share` of the images, scaled down to `trial_size`,
+    or on stored views of them if there are `trial_views`; `report` is told of it on the way, and may end it. It is
+    judged by `LEAST_JUDGES` validation images or more."""
     data, config = preprocess(run), run.config
-    options = {"description": "trial", "report": report, "keep": "loss", "side": config.trial_size}
-    options |= {"share": config.trial_share}
-    options |= {"validation_share": max(config.trial_share, LEAST_JUDGES / len(data.part("validation")[1]))}
-    return outcome(fit_images(run, data, untrained(run, data), configuration, config.trial_epochs, **options))
+    model = classifier = untrained(run, data)
+    classifier.backbone.fix_until(configuration["layer"])
+    if config.trial_views:
+        batches, model = view_loaders(run, data, configuration["layer"]), Moving(classifier)
+    else:
+        batches = image_loaders(run, classifier, *trial_samples(run, data), config.trial_size)
+    options = {"description": "trial", "report": report, "keep": "loss"}
+    return outcome(fit_batches(run, model, configuration, *batches, config.trial_epochs, **options))
+
+
+def trial_samples(run: Run, data: Preprocessed) -> tuple[tuple, tuple]:
+    """(pixels, rows, labels) of the train images that trials see, and of the validation images that judge them."""
+    share, seed = run.config.trial_share, run.config.seed
+    judges = max(share, LEAST_JUDGES / len(data.part("validation")[1]))
+    return data.sample("train", share, seed), data.sample("validation", judges, seed)
+
+
+def store_trial_views(run: Run) -> Path:
+    """The folder with `trial_views` views of each train image of the trials, and the validation images as they are, as
+    they reach each layer of the search space; computed if they are not there yet (`views.store_views`)."""
+    stage, config, layers = open_stage(run, "3_bayesian_optimization"), run.config, FINETUNING_SPACE["layer"].choices
+    if not has_views(stage.folder, ("train", "validation"), layers):
+        data, side = preprocess(run), config.trial_size
+        backbone, (train, validation) = untrained(run, data).backbone, trial_samples(run, data)
+        generator = torch.Generator().manual_seed(1000 * config.seed)  # as `fit` seeds epochs, which begin with 1
+        images = image_batches(run, train, backbone, generator, side=side)
+        judges = image_batches(run, validation, backbone, side=side)
+        parts = {
+            "train": (loader(images, config.batch_size), config.trial_views),
+            "validation": (loader(judges, config.batch_size), 1),
+        }
+        store_views(backbone, parts, layers, stage.folder, run.device)
+    return stage.folder
+
+
+def view_loaders(run: Run, data: Preprocessed, layer: int) -> tuple[DataLoader, DataLoader]:
+    """The batches that a trial of this layer trains on, of stored views, and those that it is judged by."""
+    folder, config, generator = store_trial_views(run), run.config, torch.Generator()
+    labels = [part[2] for part in trial_samples(run, data)]
+    train = ViewBatches(read_views(folder, "train", layer), labels[0], generator)
+    validation = ViewBatches(read_views(folder, "validation", layer), labels[1])
+    balanced = config.balance == "sampler"
+    return loader(train, config.batch_size, generator, balanced=balanced), loader(validation, config.batch_size)
 
 
 def race(run: Run) -> pd.DataFrame:
@@ -141,21 +189,41 @@ def fit_images(
     epochs: int,
     *,
     share: float = 1.0,
-    validation_share: float = 1.0,
-    side: int = 0,
     **options,
 ) -> pd.DataFrame:
-    """Finetunes `classifier` with `configuration`, in place, on a `share` of the train images and judged by a
-    `validation_share` of the others, scaled down to `side` pixels unless that is 0; returns its learning curves."""
-    settings, config = dict(configuration), run.config
-    classifier.backbone.fix_until(settings.pop("layer"))
-    parts = data.sample("train", share, config.seed), data.sample("validation", validation_share, config.seed)
-    train = image_loader(run, parts[0], classifier.backbone, torch.Generator(), side=side)
-    validation = image_loader(run, parts[1], classifier.backbone, side=side)
-    optimizer = make_optimizer(classifier, **settings)
+    """Finetunes `classifier` with `configuration`, in place, on a `share` of the train images, judged by all validation
+    images; returns its learning curves."""
+    classifier.backbone.fix_until(configuration["layer"])
+    parts = data.sample("train", share, run.config.seed), data.part("validation")
+    return fit_batches(run, classifier, configuration, *image_loaders(run, classifier, *parts), epochs, **options)
+
+
+def image_loaders(
+    run: Run, classifier: Classifier, train: tuple, validation: tuple, side: int = 0
+) -> tuple[DataLoader, DataLoader]:
+    """The batches to train on, shuffled and augmented, and those to validate by, of (pixels, rows, labels) each, scaled
+    down to `side` pixels unless that is 0."""
+    return (
+        image_loader(run, train, classifier.backbone, torch.Generator(), side=side),
+        image_loader(run, validation, classifier.backbone, side=side),
+    )
+
+
+def fit_batches(
+    run: Run,
+    model: nn.Module,
+    configuration: dict,
+    train: DataLoader,
+    validation: DataLoader,
+    epochs: int,
+    **options,
+) -> pd.DataFrame:
+    """Trains `model`, in place, with `configuration` and the run's recipe; returns its learning curves."""
+    settings, config = {name: value for name, value in configuration.items() if name != "layer"}, run.config
+    optimizer = make_optimizer(model, **settings)
     options = {"keep": config.keep} | options | {"seed": config.seed, "device": run.device, "schedule": config.schedule}
     options |= {"label_smoothing": config.label_smoothing, "averaging": config.averaging}
-    return fit(classifier, optimizer, train, validation, epochs, **options)
+    return fit(model, optimizer, train, validation, epochs, **options)
 
 
 def _load(run: Run, stage: Stage, configuration: dict) -> Trained:

@@ -13,7 +13,14 @@ from tqdm import tqdm
 
 from fomo.artifacts import Run, read_table, write_table
 from fomo.config import RESULTS
-from fomo.finetuning import FINETUNING_FIRST, FINETUNING_SPACE, finetuning_trial, fit_images, untrained
+from fomo.finetuning import (
+    FINETUNING_FIRST,
+    FINETUNING_SPACE,
+    finetuning_trial,
+    fit_images,
+    store_trial_views,
+    untrained,
+)
 from fomo.preprocessing import preprocess
 from fomo.stages import outcome
 from fomo.trials import run_trial
@@ -70,6 +77,7 @@ FIDELITIES = {
     "a quarter of the images": {"trial_share": 0.25},
     "half the side": {"trial_size": 32},
     "both": {"trial_share": 0.25, "trial_size": 32},
+    "both, four stored views": {"trial_share": 0.25, "trial_size": 32, "trial_views": 4},
 }
 
 
@@ -78,6 +86,9 @@ def fidelities() -> pd.DataFrame:
     with its validation loss and seconds. Stored as data/results/finetuning_fidelities.csv, row by row."""
     keys = [{"fidelity": fidelity, "place": place} for fidelity in FIDELITIES for place in range(24)]
     preprocess(fidelity_run("full"))
+    for fidelity, settings in FIDELITIES.items():
+        if "trial_views" in settings:  # here, or each process would store them, in the time of its first trial
+            store_trial_views(fidelity_run(fidelity))
     return _in_turn("finetuning_fidelities", try_cheaply, keys)
 
 
@@ -96,14 +107,14 @@ def fidelity_summary(table: pd.DataFrame) -> pd.DataFrame:
     """Seconds of a trial (median), Spearman with the losses in full, and how many of the five best in full are among
     its own five best."""
     loss = table.pivot(index="place", columns="fidelity", values="validation_loss")
-    best = {name: set(loss[name].nsmallest(5).index) for name in FIDELITIES}
+    best = {name: set(loss[name].nsmallest(5).index) for name in FIDELITIES if name in loss}
     rows = {
         name: {
             "seconds": table.loc[table["fidelity"] == name, "seconds"].median(),
             "spearman": spearmanr(loss[name], loss["full"]).statistic,
             "of the five best": len(best[name] & best["full"]),
         }
-        for name in FIDELITIES
+        for name in best
     }
     return pd.DataFrame(rows).T
 

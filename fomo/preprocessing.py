@@ -96,13 +96,20 @@ def read_pixels(run: Run, dataset: Dataset, files: pd.Series, path: Path) -> pd.
     return damaged
 
 
-def image_loader(
+def image_batches(
     run: Run, part: tuple, backbone: Backbone, generator: torch.Generator | None = None, *, side: int = 0
-) -> DataLoader:
-    """Batches of (pixels, rows, labels); with a `generator`, shuffled, augmented, and balanced if `balance` says so.
+) -> ImageBatches:
+    """The images of (pixels, rows, labels) as `backbone` sees them; with a `generator`, augmented as the run says.
 
     `side`, in pixels, that the images are scaled down to; 0: as they are stored.
     """
     options = {"rotation": run.config.rotation, "zoom": run.config.zoom, "scale": run.config.train_scale}
-    batches = ImageBatches(*part, backbone.mean, backbone.std, side=side, generator=generator, **options)
+    return ImageBatches(*part, backbone.mean, backbone.std, side=side, generator=generator, **options)
+
+
+def image_loader(
+    run: Run, part: tuple, backbone: Backbone, generator: torch.Generator | None = None, *, side: int = 0
+) -> DataLoader:
+    """Batches of `image_batches`; with a `generator`, shuffled, and balanced if `balance` says so."""
+    batches = image_batches(run, part, backbone, generator, side=side)
     return loader(batches, run.config.batch_size, generator, balanced=run.config.balance == "sampler")

@@ -38,6 +38,7 @@ ORDER = [
     "tuning",
     "metrics",
     "classifier",
+    "views",
     "drawing",
     "head_figures",
     "study_figures",
