@@ -18,7 +18,7 @@ from fomo.classifier import Classifier
 from fomo.config import UserError
 
 BUDGET = 4e9  # bytes on disk of the views of one study; what is read over and over should fit in memory beside the rest
-TOLERANCE = 1e-4  # relative; where a network cannot be cut, features are off by about 1, in other cases by rounding
+TOLERANCE = 1e-4  # relative; a network that cannot be cut is off by about 1, any other by rounding, if at all
 
 
 class Moving(nn.Module):
@@ -67,7 +67,7 @@ def store_views(
 
 
 def has_views(folder: Path, parts: Sequence[str], layers: Sequence[int]) -> bool:
-    """Whether `store_views` has stored all of these in `folder`: the last file of it to get its name may be missing."""
+    """Whether `store_views` has stored all of these in `folder`; if it was killed at its very end, some are missing."""
     return all(_path(folder, part, layer).exists() for part, layer in product(parts, layers))
 
 
