@@ -5,8 +5,8 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+from fomo import bench_table
 from fomo.artifacts import Run
-from fomo.bench import heads, loading
 from fomo.config import DATASETS, PRESETS, UserError
 from fomo.inspection import inspect
 from fomo.results import collect, measured
@@ -31,9 +31,11 @@ def main(arguments: list[str] | None = None) -> int:
         command.add_argument("--balance", default="none", help="classes of unequal size: none, sampler")
     command = commands.add_parser("inspect", help="what is in a data set, and what is wrong with it")
     command.add_argument("dataset", help=f"{', '.join(DATASETS)}, or a folder, or a table (csv)")
-    command = commands.add_parser("bench", help="what loading costs beside training, and what a bank of heads saves")
+    command = commands.add_parser("bench", help="what each of fomo's ways saves, as a table of ratios; about an hour")
     command.add_argument("--dataset", default="fashion_sample", help=f"{', '.join(DATASETS)}, a folder or a table")
-    command.add_argument("--image-size", type=int, default=128, help="in pixels")
+    command.add_argument(
+        "--image-size", type=int, default=128, help="in pixels, of the loading and the feature extraction"
+    )
     commands.add_parser("evidence", help="what the searches are worth, with many seeds; about two hours")
     given = parser.parse_args(arguments)
     for stream in (sys.stdout, sys.stderr):  # a file's name may be no text at all
@@ -44,9 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(inspection.counts().to_string(), inspection.findings().to_string(index=False), sep="\n\n")
             print(f"\n{inspection.verdict()}")
         elif given.command == "bench":
-            run = Run(given.dataset, "quick", image_size=given.image_size, name=f"bench-{given.image_size}")
-            print(loading(run).round({"images/s": 0, "share of training": 3}).to_string(index=False))
-            print("\n" + heads().round(3).to_string(index=False))
+            print(bench_table.gather(given.dataset, given.image_size))
         elif given.command == "evidence":
             print(_evidence())
         elif given.command == "results":

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import mmap
 import os
 import resource
 import shutil
@@ -68,6 +69,16 @@ def new_array(path: Path, shape: tuple[int, ...], dtype: type):
             os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
         yield array
         array.flush()
+
+
+def release(array: np.ndarray) -> None:
+    """Takes the pages of a memory map's file out of this process, which would else grow by all that it ever touched.
+
+    Nothing is lost or written: the system keeps the pages at hand as long as there is room. Other arrays are left as
+    they are.
+    """
+    if isinstance(getattr(array, "base", None), mmap.mmap):
+        array.base.madvise(mmap.MADV_DONTNEED)
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:

@@ -1,4 +1,5 @@
-"""`make bench`: what loading costs, and what training heads in a bank saves; each in one run, as ratios of medians."""
+"""What `make bench` times in one run, as ratios of medians: loading, feature extraction, trials on stored views, heads
+in a bank."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from fomo.artifacts import Run
 from fomo.bank import HeadBank, Linears
 from fomo.bank_optimizer import BankOptimizer
 from fomo.data import FeatureBatches, ImageBatches, loader
+from fomo.features import store_features
 from fomo.finetuning import FINETUNING_FIRST, FINETUNING_SPACE, finetuning_trial, store_trial_views, untrained
 from fomo.head_search import HEAD_SPACE
 from fomo.heads import HEADS, mlp
@@ -25,6 +27,11 @@ from fomo.views import remove_views
 
 BATCHES = 6  # in each timing
 REPEATS = 5  # timings of each, in turn, so that a slow minute hits all of them
+
+
+def row(what: str, ours: float, other: float, unit: str, ratio: float, note: str) -> dict:
+    """A row of the table of `make bench`; `note` says what the ratio is."""
+    return {"what": what, "ours": ours, "other": other, "unit": unit, "ratio": ratio, "note": note}
 
 
 def loading(run: Run) -> pd.DataFrame:
@@ -68,6 +75,33 @@ def loading(run: Run) -> pd.DataFrame:
     count = BATCHES * run.config.batch_size
     shares = seconds / seconds["training, bare"]
     return pd.DataFrame({"images/s": count / seconds, "share of training": shares}).rename_axis("what").reset_index()
+
+
+def extraction(run: Run) -> pd.DataFrame:
+    """Images a second (median of `REPEATS`) of the feature extraction, from the stored pixels to the stored features;
+    of bare forward passes of the same backbone on one batch that is ready; and their shares of the latter rate."""
+    data = preprocess(run)
+    backbone = untrained(run, data).backbone.eval()
+    pixels, rows, labels = data.part("train")
+    count = min(BATCHES, len(rows) // run.config.batch_size) * run.config.batch_size
+    batches = image_loader(run, (pixels, rows[:count], labels[:count]), backbone)
+    ready = next(iter(batches))[0].to(run.device, memory_format=torch.channels_last)
+    path = run.folder / "bench_features.npy"
+
+    def bare() -> None:
+        with torch.inference_mode():
+            for _ in range(len(batches)):
+                backbone(ready).cpu()
+
+    timed = {
+        "feature extraction": lambda: store_features(backbone, batches, path, run.device, "features"),
+        "forward passes, bare": bare,
+    }
+    seconds = pd.DataFrame(_rounds(list(timed.values())), columns=list(timed)).median()
+    path.unlink()
+    shares = seconds["forward passes, bare"] / seconds
+    table = pd.DataFrame({"images/s": count / seconds, "share of bare passes": shares})
+    return table.rename_axis("what").reset_index()
 
 
 def heads(images: int = 5600, features: int = 512, classes: int = 7, batch_size: int = 64) -> pd.DataFrame:

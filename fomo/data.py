@@ -5,6 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, WeightedRandomSampler
 
+from fomo.artifacts import release
+
 
 def augment(
     images: torch.Tensor, rotation: float, generator: torch.Generator, zoom: float = 0.0, side: int = 0
@@ -54,6 +56,7 @@ class ImageBatches(torch.utils.data.Dataset):
 
     def __getitem__(self, numbers: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         images = torch.from_numpy(np.array(self.pixels[self.rows[numbers]])).float().div_(255)
+        release(self.pixels)
         if 0 < self.side < images.shape[-1]:
             images = F.interpolate(images, size=(self.side, self.side), mode="bilinear", antialias=True)
         if self.generator is not None:

@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from fomo.artifacts import new_array
+from fomo.artifacts import new_array, release
 from fomo.backbones import Backbone
 
 
@@ -20,3 +20,4 @@ def store_features(backbone: Backbone, batches: DataLoader, path: Path, device: 
         for images, _ in tqdm(batches, desc=description, unit="batch", leave=False):
             store[start : start + len(images)] = backbone(images.to(device)).cpu().numpy()
             start += len(images)
+            release(store)

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from torchvision.transforms.v2.functional import center_crop, resize
 from tqdm import tqdm
 
-from fomo.artifacts import new_array
+from fomo.artifacts import new_array, release
 from fomo.datasets import Dataset
 
 GREY_MODES = ("1", "L")
@@ -89,6 +89,8 @@ def store_pixels(
                 damaged.append({"file": files[row], "reason": pixels})
             else:
                 store[row] = pixels
+            if row % 256 == 255:
+                release(store)
     return pd.DataFrame(damaged, columns=["file", "reason"])
 
 

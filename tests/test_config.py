@@ -56,6 +56,9 @@ ORDER = [
     "finetuning_evidence",
     "evidence",
     "bench",
+    "bench_memory",
+    "bench_pipeline",
+    "bench_table",
     "__main__",
 ]
 SOURCES = {path.stem: path.read_text() for path in (ROOT / "fomo").glob("*.py")}

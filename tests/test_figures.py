@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from fomo import figures
+from fomo.bench_table import STAGES
 from fomo.heads import HEADS
 from fomo.space import Choice, Float, Space
 
@@ -87,6 +88,8 @@ METRICS = pd.DataFrame(
         "high": [0.15, 0.75, 0.85],
     }
 )
+COSTS = pd.DataFrame({"data set": ["flowers", "skin_cancer"], "search / training": [0.7, 0.2], "all": [15.0, 25.0]})
+COSTS = COSTS.assign(**dict.fromkeys(STAGES.values(), 1.0) | {"final training": [5.0, 15.0]})
 ONE_AXES = {
     "class_balance": (IMAGES, CLASSES),
     "learning_curves": (HISTORY,),
@@ -102,6 +105,7 @@ ONE_AXES = {
     "layered": (LAYERED,),
     "parallel_coordinates": (TRIALS, SPACE.describe()),
     "rules": (RULES,),
+    "time_spent": (COSTS,),
 }
 SEVERAL_AXES = {
     "contest": (CONTEST,),
@@ -162,6 +166,7 @@ LEAST = {
     "contest": (CONTEST[:1],),
     "image_grid": (np.zeros((1, 1, 8, 8), np.uint8), ["a"]),
     "overview": (TRIALS[:1], RANKING[:1].assign(std=np.nan), METRICS[:1]),
+    "time_spent": (COSTS[:1],),
 }
 
 
@@ -307,3 +312,12 @@ def test_chosen_and_best_operation_are_named():
 
 def test_comparison_writes_every_models_number():
     assert [text.get_text().split()[-1] for text in draw("comparison").texts] == ["0.100", "0.700", "0.800"]
+
+
+def test_time_spent_adds_up_and_tells_the_share_of_search():
+    axes = draw("time_spent")
+    assert max(bar.get_x() + bar.get_width() for bar in axes.patches) == pytest.approx(25.0)
+    assert sum(bar.get_width() for bar in axes.patches) == pytest.approx(40.0)
+    texts = [text.get_text() for text in axes.texts]
+    assert {"search: 0.70 of training", "search: 0.20 of training"} < set(texts)
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["flowers", "skin cancer"]
