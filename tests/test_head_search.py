@@ -33,7 +33,7 @@ def rerun(copied, dataset):
 
     def make(before="6_darts", **settings):
         for stage in list(STAGES)[list(STAGES).index(before) :]:
-            shutil.rmtree(copied.folder / stage)
+            shutil.rmtree(copied.folder / stage, ignore_errors=True)
         return toys.tiny_run(dataset, **settings)
 
     return make
