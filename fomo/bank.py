@@ -35,6 +35,8 @@ class Stack(nn.Module):
             if value.dim():
                 stored = getattr(self, name)[row]
                 value.copy_(stored.T if value.dim() == 2 else stored[0])
+            else:
+                value.zero_()
 
 
 class Linears(Stack):
@@ -62,9 +64,9 @@ class Section(nn.Module):
 
     def __init__(self, block: Block, norms: Stack | None, ends: list[tuple[bool, int]]):
         super().__init__()
-        self.block, self.norms, self.ends = block, norms, ends
+        self.block, self.norms = block, norms
         self.activation = ACTIVATIONS[block.activation]()
-        self.size = sum(number for _, number in ends)
+        self.ended, self.sizes = zip(*ends, strict=True)
 
     def forward(self, states: torch.Tensor, inputs: torch.Tensor) -> list[tuple[bool, torch.Tensor]]:
         states = self.activation(states if self.norms is None else self.norms(states))
@@ -72,8 +74,7 @@ class Section(nn.Module):
             states = F.dropout(states, self.block.dropout, self.training)
         if self.block.residual:
             states = states + inputs
-        ended, numbers = zip(*self.ends, strict=True)
-        return list(zip(ended, states.split(numbers), strict=True))
+        return list(zip(self.ended, _split(states, self.sizes), strict=True))
 
 
 class Level(nn.Module):
@@ -82,10 +83,12 @@ class Level(nn.Module):
     def __init__(self, linears: Linears, runs: list[Section]):
         super().__init__()
         self.linears, self.runs = linears, nn.ModuleList(runs)
-        self.sizes = [run.size for run in runs]
+        self.sizes = [sum(run.sizes) for run in runs]
+        self.residual = any(run.block.residual for run in runs)
 
     def forward(self, states: torch.Tensor) -> list[tuple[bool, torch.Tensor]]:
-        parts = zip(self.runs, self.linears(states).split(self.sizes), states.split(self.sizes), strict=True)
+        inputs = _split(states, self.sizes) if self.residual else [states] * len(self.runs)
+        parts = zip(self.runs, _split(self.linears(states), self.sizes), inputs, strict=True)
         return [part for run, after, before in parts for part in run(after, before)]
 
 
@@ -125,6 +128,10 @@ class Width(nn.Module):
         return self.last(_join(ended))
 
 
+def _split(states: torch.Tensor, sizes: Sequence[int]) -> Sequence[torch.Tensor]:
+    return states.split_with_sizes(sizes) if len(sizes) > 1 else [states]
+
+
 def _join(parts: list[torch.Tensor]) -> torch.Tensor | None:
     return torch.cat(parts) if len(parts) > 1 else next(iter(parts), None)
 
@@ -147,7 +154,7 @@ class HeadBank(nn.Module):
         modules: Sequence[nn.Module] | None = None,
     ):
         super().__init__()
-        self.heads, self.features, self.classes = list(heads), features, classes
+        self.heads, self.features, self.classes, self.kinds = list(heads), features, classes, kinds
         modules = modules or [head.build(features, classes) for head in self.heads]
         layers = {place: iter(_layers(module)) for place, module in enumerate(modules)}
         blocks = {place: head.blocks for place, head in enumerate(self.heads)}
@@ -182,19 +189,33 @@ class HeadBank(nn.Module):
 
     def select(self, places: Sequence[int]) -> "HeadBank":
         """A bank of the heads at these places, as they are now."""
-        modules = [self.module(place) for place in places]
-        bank = HeadBank([self.heads[place] for place in places], self.features, self.classes, modules=modules)
+        kinds = self.kinds and [self.kinds[place] for place in places]
+        options = {"kinds": kinds, "modules": [self.module(place) for place in places]}
+        bank = HeadBank([self.heads[place] for place in places], self.features, self.classes, **options)
         return bank.to(self.widths[0].last.weight.device)
+
+    @torch.no_grad()
+    def take(self, places: Sequence[int], bank: "HeadBank") -> None:
+        """Gives the heads at these places the state that those of `bank` have, which are the same heads in turn."""
+        for theirs, mine in enumerate(places):
+            for stack, other in zip(self._layers_of(mine), bank._layers_of(theirs), strict=True):
+                rows = stack.heads.index(mine), other.heads.index(theirs)
+                for name, value in stack.state_dict().items():
+                    value[rows[0]] = getattr(other, name)[rows[1]]
 
     def module(self, place: int) -> nn.Module:
         """The head at this place, alone: features (batch, features) -> logits (batch, classes)."""
-        with torch.random.fork_rng():
+        weight = self.widths[0].last.weight
+        with torch.device("meta"):  # no weights are drawn: all of them are copied
             module = self.heads[place].build(self.features, self.classes)
-        module.to(self.widths[0].last.weight).train(self.training)
-        stacks = [stack for stack in self.stacks() if place in stack.heads]
-        for stack, layer in zip(stacks, _layers(module), strict=True):
+        module.to(weight.dtype).to_empty(device=weight.device).train(self.training)
+        for stack, layer in zip(self._layers_of(place), _layers(module), strict=True):
             stack.copy_to(layer, place)
         return module
+
+    def _layers_of(self, place: int) -> list[Stack]:
+        """The layers of the head at this place, in order."""
+        return [stack for stack in self.stacks() if place in stack.heads]
 
 
 def _layers(head: nn.Module) -> list[nn.Module]:

@@ -3,6 +3,7 @@ in a bank."""
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from copy import copy
 from dataclasses import replace
 from functools import partial
@@ -11,10 +12,11 @@ from itertools import islice
 import numpy as np
 import pandas as pd
 import torch
+from torch.utils.data import DataLoader
 
 from fomo.artifacts import Run
 from fomo.bank import HeadBank, Linears
-from fomo.bank_optimizer import BankOptimizer
+from fomo.bank_training import fit_bank
 from fomo.data import FeatureBatches, ImageBatches, loader
 from fomo.features import store_features
 from fomo.finetuning import FINETUNING_FIRST, FINETUNING_SPACE, finetuning_trial, store_trial_views, untrained
@@ -22,7 +24,7 @@ from fomo.head_search import HEAD_SPACE
 from fomo.heads import HEADS, mlp
 from fomo.images import to_pixels
 from fomo.preprocessing import image_loader, preprocess
-from fomo.training import cross_entropy, make_optimizer
+from fomo.training import DivergedError, cross_entropy, fit, make_optimizer
 from fomo.views import remove_views
 
 BATCHES = 6  # in each timing
@@ -105,55 +107,58 @@ def extraction(run: Run) -> pd.DataFrame:
 
 
 def heads(images: int = 5600, features: int = 512, classes: int = 7, batch_size: int = 64) -> pd.DataFrame:
-    """One epoch of training heads in a bank against the same heads one after another, by the same steps: seconds
-    (medians of `REPEATS`), their ratio, and the bank's share of the rate of a plain matrix product.
+    """One epoch of training heads in a bank (`fit_bank`) against the same heads one after another (`fit`), the latter
+    with torch's threads as they come and with one thread: seconds (medians of `REPEATS`), their ratios, and the bank's
+    share of the rate of a large matrix product.
 
     The heads: the report's 37 by Adam, and one head by 30 configurations of its study, in two widths.
     """
     random = np.random.default_rng(0)
     inputs, labels = random.normal(size=(images, features)).astype(np.float32), random.integers(classes, size=images)
-    batches = loader(FeatureBatches(inputs, labels), batch_size, torch.Generator())
-    configurations = [HEAD_SPACE.decode(place) for place in random.random((30, len(HEAD_SPACE)))]
-    kinds = [configuration["optimizer"] for configuration in configurations]
-    adam = {"optimizer": "adam", "lr": 1e-3, "weight_decay": 0.0}
-    bank = HeadBank(HEADS, features, classes)
-    rows = {"the 37 heads": _compare(bank, make_optimizer(bank, **adam), [adam] * len(HEADS), batches)}
+    train, validation = FeatureBatches(inputs, labels), FeatureBatches(inputs[:batch_size], labels[:batch_size])
+    loaders = loader(train, batch_size, torch.Generator()), loader(validation, batch_size)
+    trials = [HEAD_SPACE.decode(place) for place in random.random((30, len(HEAD_SPACE)))]
+    adam = [{"optimizer": "adam", "lr": 1e-3, "weight_decay": 0.0}] * len(HEADS)
+    rows = {"the 37 heads": _compare(HeadBank(HEADS, features, classes), adam, loaders)}
     for hidden in (32, 256):
-        bank = HeadBank([mlp(hidden, "ReLU", 2)] * 30, features, classes, kinds=kinds)
-        rows[f"30 trials of {bank.heads[0].name}"] = _compare(
-            bank, BankOptimizer(bank, configurations), configurations, batches
-        )
+        kinds = [configuration["optimizer"] for configuration in trials]
+        bank = HeadBank([mlp(hidden, "ReLU", 2)] * len(trials), features, classes, kinds=kinds)
+        rows[f"30 trials of {bank.heads[0].name}"] = _compare(bank, trials, loaders)
     return pd.DataFrame(rows).T.rename_axis("what").reset_index()
 
 
-def _compare(bank: HeadBank, optimizer, configurations: list[dict], batches: torch.utils.data.DataLoader) -> dict:
-    """The row of `heads` for this bank and its optimizer, against the heads of the bank with `configurations`."""
-    modules = [bank.module(place) for place in range(len(bank.heads))]
-    alone = [(module, make_optimizer(module, **one)) for module, one in zip(modules, configurations, strict=True)]
+def _compare(bank: HeadBank, configurations: list[dict], loaders: tuple[DataLoader, DataLoader]) -> dict:
+    """The row of `heads` for this bank, each of its heads trained with its configuration."""
+    modules, threads = [bank.module(place) for place in range(len(bank.heads))], torch.get_num_threads()
+    options = {"epochs": 1, "seed": 0, "device": torch.device("cpu")}
     square = torch.randn(2048, 2048)
 
-    def epoch(model: torch.nn.Module, optimizer) -> None:
-        model.train()
-        for inputs, labels in batches:
-            optimizer.zero_grad()
-            cross_entropy(model(inputs), labels).sum().backward()
-            optimizer.step()
+    def one_by_one() -> None:
+        for module, configuration in zip(modules, configurations, strict=True):
+            with suppress(DivergedError):
+                fit(module, make_optimizer(module, **configuration), *loaders, **options)
 
-    def separately() -> None:
-        for module, its_optimizer in alone:
-            epoch(module, its_optimizer)
+    def one_thread() -> None:
+        torch.set_num_threads(1)
+        one_by_one()
+        torch.set_num_threads(threads)
 
-    timed = {"bank": lambda: epoch(bank, optimizer), "one by one": separately, "product": lambda: square @ square}
+    timed = {
+        "bank, s": lambda: fit_bank(bank, configurations, *loaders, **options),
+        "one by one, s": one_by_one,
+        "one by one, one thread, s": one_thread,
+        "product, s": lambda: square @ square,
+    }
     seconds = pd.DataFrame(_rounds(list(timed.values())), columns=list(timed)).median()
     # Each weight takes a multiply-add an image forward, one for its gradient, and one for that of its layer's input,
     # which the first layer does not need.
     weights = [stack.weight for stack in bank.stacks() if isinstance(stack, Linears)]
-    products = len(batches.dataset) * sum(w.numel() * (3 - (w.shape[1] == bank.features)) for w in weights)
-    return {
-        "bank, s": seconds["bank"],
-        "one by one, s": seconds["one by one"],
-        "ratio": seconds["one by one"] / seconds["bank"],
-        "share of product rate": products / seconds["bank"] / (len(square) ** 3 / seconds["product"]),
+    products = len(loaders[0].dataset) * sum(w.numel() * (3 - (w.shape[1] == bank.features)) for w in weights)
+    rate = len(square) ** 3 / seconds.pop("product, s")
+    return seconds.to_dict() | {
+        "ratio": seconds["one by one, s"] / seconds["bank, s"],
+        "ratio, one thread": seconds["one by one, one thread, s"] / seconds["bank, s"],
+        "share of product rate": products / seconds["bank, s"] / rate,
     }
 
 

@@ -90,11 +90,14 @@ def of_trials(table: pd.DataFrame) -> list[dict]:
 
 def of_heads(table: pd.DataFrame) -> list[dict]:
     """Rows on training heads in a bank, from the table of `bench.heads`."""
-    what, note = "in a bank, against one after another", "times as fast"
-    return [
-        row(f"{one['what']} {what}", one["bank, s"], one["one by one, s"], "s an epoch", one["ratio"], note)
-        for one in table.to_dict("records")
-    ]
+    rows = []
+    for one in table.to_dict("records"):
+        share = f"times as fast, at {one['share of product rate']:.0%} of the rate of a large product"
+        what, seconds = f"{one['what']} in a bank, against one after another", one["bank, s"]
+        rows.append(row(what, seconds, one["one by one, s"], "s an epoch", one["ratio"], share))
+        slow, ratio = one["one by one, one thread, s"], one["ratio, one thread"]
+        rows.append(row("... with one thread", seconds, slow, "s an epoch", ratio, "times as fast"))
+    return rows
 
 
 def of_memory(table: pd.DataFrame) -> list[dict]:

@@ -6,7 +6,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from fomo.bank import HeadBank
-from fomo.training import fit, make_optimizer
+from fomo.bank_training import fit_bank
 
 
 def rungs(epochs: int) -> list[int]:
@@ -40,9 +40,9 @@ def successive_halving(
     been trained for `epochs`."""
     alive, scores = np.arange(len(bank.heads)), np.zeros(len(bank.heads))
     for number, length in enumerate(rungs(epochs)):
-        optimizer = make_optimizer(bank, "adam", lr, weight_decay=0.0)
+        adam = [{"optimizer": "adam", "lr": lr, "weight_decay": 0.0}] * len(alive)
         options = {"seed": 100 * seed + number, "device": device, "description": f"halving, {len(alive)} heads"}
-        accuracy = best_epochs(fit(bank, optimizer, train, validation, length, **options))
+        accuracy = best_epochs(fit_bank(bank, adam, train, validation, length, **options))
         scores[alive] = number + accuracy
         kept = np.sort(np.argsort(-accuracy, kind="stable")[: -(-len(alive) // 2)])
         bank, alive = bank.select(kept), alive[kept]

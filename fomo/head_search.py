@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from fomo import darts, layered, selection
 from fomo.artifacts import Run, Stage, read_json, write_json
 from fomo.bank import HeadBank
-from fomo.bank_optimizer import BankOptimizer
+from fomo.bank_training import fit_bank
 from fomo.config import Config
 from fomo.darts import MixedOperation
 from fomo.data import FeatureBatches, loader
@@ -213,9 +213,9 @@ def _new_bank(run: Run, features: Features, heads: list[Head], seed: int) -> Hea
 def _train_alone(run: Run, features: Features, bank: HeadBank, seed: int, **options) -> tuple[pd.DataFrame, np.ndarray]:
     """Learning curves of the heads of `bank`, and which validation images each gets right (heads, images)."""
     train, validation = feature_loaders(run, features)
-    optimizer = make_optimizer(bank, "adam", run.config.alone_lr, weight_decay=0.0)
+    adam = [{"optimizer": "adam", "lr": run.config.alone_lr, "weight_decay": 0.0}] * len(bank.heads)
     options |= {"seed": seed, "device": run.device, "description": f"{len(bank.heads)} heads alone, seed {seed}"}
-    curves = fit(bank, optimizer, train, validation, run.config.alone_epochs, **options)
+    curves = fit_bank(bank, adam, train, validation, run.config.alone_epochs, **options)
     logits, labels = predict(bank, validation, run.device)
     return curves, (logits.argmax(-1) == labels).numpy()
 
@@ -233,10 +233,10 @@ def tune_head(run: Run) -> Study:
             options = {"kinds": [one["optimizer"] for one in configurations], "modules": [module] * len(configurations)}
             heads = [head] * len(configurations)
             bank = HeadBank(heads, features.train.shape[1], len(features.classes), **options).to(run.device)
-            optimizer, loaders = BankOptimizer(bank, configurations), feature_loaders(run, features)
+            loaders = feature_loaders(run, features)
             options = {"seed": config.seed, "device": run.device, "description": f"{len(heads)} trials"}
             try:
-                curves = fit(bank, optimizer, *loaders, config.head_epochs, **options)
+                curves = fit_bank(bank, configurations, *loaders, config.head_epochs, **options)
             except DivergedError:  # all of them
                 return [{"objective": math.inf} for _ in heads]
             return [outcome(curves[curves["model"] == number]) for number in range(len(heads))]

@@ -1,7 +1,7 @@
 """The candidate heads: the report's 36 MLPs and one plain linear layer by index, and any other MLP by its blocks."""
 
 from dataclasses import dataclass
-from itertools import product
+from itertools import pairwise, product
 
 import torch
 from torch import nn
@@ -94,6 +94,11 @@ class Head:
             modules += block.build(width, self.hidden)
             width = self.hidden
         return nn.Sequential(*modules, nn.Linear(width, classes))
+
+    def multiply_adds(self, features: int, classes: int) -> int:
+        """Multiplications of its matrix products for one image: what its training costs, up to a factor."""
+        sizes = [features, *[self.hidden] * len(self.blocks), classes]
+        return sum(inputs * outputs for inputs, outputs in pairwise(sizes))
 
     def describe(self, features: int, classes: int) -> str:
         """The architecture in the report's form, such as Linear(512, 32), ReLU, Linear(32, 7)."""

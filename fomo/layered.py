@@ -1,7 +1,7 @@
 """A head space too large to enumerate: one mixed operation a layer, shared weights, and what else can search it."""
 
 import time
-from itertools import pairwise, product
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +12,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from fomo.bank import HeadBank
+from fomo.bank_training import fit_bank
 from fomo.darts import search
 from fomo.halving import best_epochs, rungs, successive_halving
 from fomo.heads import ACTIVATIONS, LINEAR, NORMS, Block, Head
-from fomo.training import fit, make_optimizer
 
 WIDTHS = (32, 64, 128, 256, 512, 1024)
 HIDDEN_LAYERS = (0, 1, 2, 3)
@@ -33,12 +33,6 @@ def random_head(rng: np.random.Generator) -> Head:
         return LINEAR
     first = FIRST_BLOCKS[rng.integers(len(FIRST_BLOCKS))]
     return Head(width, (first, *(BLOCKS[rng.integers(len(BLOCKS))] for _ in range(layers - 1))))
-
-
-def multiply_adds(head: Head, features: int, classes: int) -> int:
-    """Multiplications of the matrix products of `head` for one image: what its training costs, up to a factor."""
-    sizes = [features, *[head.hidden] * len(head.blocks), classes]
-    return sum(inputs * outputs for inputs, outputs in pairwise(sizes))
 
 
 class LayeredSupernet(nn.Module):
@@ -143,15 +137,14 @@ def contest(
         halved = sum(length / 2**number for number, length in enumerate(lengths))
         for method, shares in (("random search", epochs), ("successive halving", halved)):
             heads, start = [], time.perf_counter()
-            while not heads or shares * sum(multiply_adds(head, features, classes) for head in heads) < budget:
+            while not heads or shares * sum(head.multiply_adds(features, classes) for head in heads) < budget:
                 heads.append(random_head(rng))
             bank = HeadBank(heads, features, classes).to(device)
             if method == "random search":
-                optimizer = make_optimizer(bank, "adam", lr, weight_decay=0.0)
+                adam = [{"optimizer": "adam", "lr": lr, "weight_decay": 0.0}] * len(heads)
                 description = f"{len(heads)} random heads"
-                scores = best_epochs(
-                    fit(bank, optimizer, train, validation, epochs, description=description, **options)
-                )
+                curves = fit_bank(bank, adam, train, validation, epochs, description=description, **options)
+                scores = best_epochs(curves)
             else:
                 scores = successive_halving(bank, train, validation, epochs, lr=lr, **options)
             seconds = time.perf_counter() - start

@@ -46,13 +46,13 @@ def cosine(step: int, steps: int) -> float:
 
 
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
-    """Mean cross-entropy of logits (..., batch, classes), shape (...): a number, or one for each of several models.
+    """Mean cross-entropy of logits (batch, classes), a number, or (heads, batch, classes), one for each head.
 
     `smoothing`: this share of each label is spread evenly over all classes (Szegedy et al., arXiv:1512.00567).
     """
-    repeated = labels.repeat(logits.shape[:-2].numel())
-    losses = F.cross_entropy(logits.flatten(0, -2), repeated, reduction="none", label_smoothing=smoothing)
-    return losses.view(logits.shape[:-1]).mean(-1)
+    if logits.dim() == 3:  # torch has the classes second, and what follows them as further labels
+        logits, labels = logits.permute(1, 2, 0), labels[:, None].expand(-1, len(logits))
+    return F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing).mean(0)
 
 
 def fit(
@@ -84,8 +84,8 @@ def fit(
     1 - `averaging` a step, faster in the beginning (Polyak; Tarvainen and Valpola, arXiv:1703.01780).
 
     With a `checkpoint`, an interrupted training goes on after its last whole epoch, to the same weights: whatever is
-    random in an epoch is drawn anew from `seed` and the epoch's number. Raises `DivergedError` when no model has a
-    finite loss any more.
+    random in an epoch is drawn anew from `seed` and the epoch's number. Raises `DivergedError` when the loss of a model
+    alone is not finite; a bank goes on.
 
     `report` is told (epochs so far, loss), and may raise to end a hopeless training: after each quarter of the first
     epoch but the last the mean training loss of that quarter, which is as honest as a validation loss, for these images
@@ -132,7 +132,7 @@ def fit(
                         report(0.25 * (1 + quarters.index(len(losses))), float(part))
             train_loss = torch.stack(losses).mean(0).cpu().numpy()
             validation_loss, accuracy = evaluate(shown, validation, device)
-            if not np.isfinite(train_loss + validation_loss).any():
+            if not isinstance(model, HeadBank) and not np.isfinite(train_loss + validation_loss):
                 raise DivergedError(f"the loss is not finite in epoch {epoch}; a smaller learning rate may help")
             history += _rows(epoch, train_loss, validation_loss, accuracy)
             error = validation_loss if keep == "loss" else 1 - accuracy

@@ -1,15 +1,18 @@
 import copy
+from contextlib import contextmanager
 from functools import partial
 
+import pandas as pd
 import pytest
 import torch
 from torch.func import functional_call
 
 from fomo.bank import HeadBank
 from fomo.bank_optimizer import BankOptimizer
+from fomo.bank_training import deal, fit_bank
 from fomo.data import FeatureBatches, loader
 from fomo.heads import HEADS, LINEAR, Block, Head, mlp
-from fomo.training import DivergedError, cross_entropy, fit, make_optimizer
+from fomo.training import DivergedError, cross_entropy, make_optimizer
 
 FEATURES, CLASSES, BATCH = 12, 5, 16
 CPU = torch.device("cpu")
@@ -67,7 +70,17 @@ def train(bank, modules, chosen, steps=88):
                 optimizer.step()
 
 
+@contextmanager
+def threads(count):
+    """torch with so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    yield
+    torch.set_num_threads(before)
+
+
 def fitted(checkpoint=None, epochs=4, chosen=None, heads=MIXED[:6]):
+    """A bank trained by `fit_bank`, and its learning curves."""
     torch.manual_seed(0)
     chosen = chosen or configurations(len(heads))
     bank = HeadBank(heads, FEATURES, CLASSES, kinds=[one["optimizer"] for one in chosen])
@@ -75,7 +88,7 @@ def fitted(checkpoint=None, epochs=4, chosen=None, heads=MIXED[:6]):
     batches = FeatureBatches(inputs, labels)
     options = {"seed": 3, "device": CPU, "checkpoint": checkpoint}
     loaders = loader(batches, BATCH, torch.Generator()), loader(batches, BATCH)
-    return bank, fit(bank, BankOptimizer(bank, chosen), *loaders, epochs, **options)
+    return bank, fit_bank(bank, chosen, *loaders, epochs, **options)
 
 
 # ---- forward and backward
@@ -197,6 +210,65 @@ def test_fit_goes_on_with_one_diverged_head_and_raises_when_all_have_diverged():
     )
     with pytest.raises(DivergedError):
         fitted(chosen=[wild] * 6)
+
+
+@pytest.mark.parametrize("equal", [True, False])
+def test_number_of_threads_changes_nothing(equal):
+    chosen = configurations(1) * 6 if equal else None
+    found = []
+    for count in (1, 2, 3, 64):
+        torch.manual_seed(7)
+        with threads(count):
+            found.append(fitted(chosen=chosen))
+            assert torch.get_num_threads() == count
+    inputs, _ = batch(9)
+    for bank, curves in found[1:]:
+        torch.testing.assert_close(bank.eval()(inputs), found[0][0].eval()(inputs), atol=1e-5, rtol=0)
+        pd.testing.assert_frame_equal(curves, found[0][1], check_exact=False, atol=1e-5, rtol=0)
+
+
+def test_heads_are_dealt_out_in_parts_of_about_equal_work():
+    bank = HeadBank(HEADS, 512, 7)
+    parts = deal(bank, 2)
+    assert sorted(place for part in parts for place in part) == list(range(37))
+    work = [sum(HEADS[place].multiply_adds(512, 7) for place in part) for part in parts]
+    assert max(work) < 1.05 * min(work)
+    assert deal(HeadBank([LINEAR] * 2, FEATURES, CLASSES), 8) == [[0], [1]]
+
+
+def test_bank_with_dropout_is_trained_in_one_part_and_comes_out_the_same_again():
+    heads = [Head(16, (Block("ReLU", dropout=0.5),))] * 4
+    with threads(2):
+        curves = [fitted(heads=heads)[1] for _ in range(2)]
+    assert len(deal(HeadBank(heads, FEATURES, CLASSES), 2)) == 1
+    assert curves[0].equals(curves[1])
+
+
+def test_training_a_bank_leaves_the_random_numbers_of_the_caller_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    bank = HeadBank(MIXED[:6], FEATURES, CLASSES)
+    batches = FeatureBatches(batch()[0].numpy(), batch()[1].numpy())
+    torch.manual_seed(5)
+    loaders = loader(batches, BATCH, torch.Generator()), loader(batches, BATCH)
+    fit_bank(bank, configurations(6), *loaders, 1, seed=0, device=CPU)
+    assert torch.rand(1) == expected
+
+
+def test_selected_heads_keep_what_they_are_and_can_be_given_back():
+    bank, modules = pair(MIXED, kinds=[str(place % 3) for place in range(len(MIXED))])
+    inputs, _ = batch()
+    places = [8, 3, 0, 10]
+    part = bank.select(places)
+    assert part.kinds == ["2", "0", "0", "1"]
+    torch.testing.assert_close(part(inputs), bank(inputs)[places], atol=1e-5, rtol=0)
+    with torch.no_grad():
+        for parameter in part.parameters():
+            parameter.add_(1.0)
+    bank.take(places, part)
+    expected = together(modules, inputs)
+    expected[places] = part(inputs)
+    torch.testing.assert_close(bank(inputs), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_resumed_fit_of_a_bank_ends_at_the_same_weights(tmp_path):

@@ -49,6 +49,7 @@ def counted(kept, monkeypatch) -> list[str]:
     rates = [("feature extraction", 95.0), ("forward passes, bare", 100.0)]
     stand_in(bench, "extraction", pd.DataFrame(rates, columns=["what", "images/s"]))
     heads = {"what": ["the 37 heads"], "bank, s": [2.0], "one by one, s": [8.0], "ratio": [4.0]}
+    heads |= {"one by one, one thread, s": [6.0], "ratio, one thread": [3.0], "share of product rate": [0.4]}
     stand_in(bench, "heads", pd.DataFrame(heads))
     trials = {"what": ["a trial of layer 4"], "stored, s": [2.0], "images, s": [3.0], "ratio": [1.5]}
     stand_in(bench, "trials", pd.DataFrame(trials))
@@ -178,7 +179,7 @@ def test_reports_head_search_counts_as_a_loop(copied):
 def test_table_has_a_row_for_each_comparison_and_its_ratio(counted, kept):
     text = bench_table.gather()
     table = read_table(kept / "bench.csv").set_index("what")
-    assert table["ratio"].tolist() == pytest.approx([1.5, 5.0, 0.95, 1.5, 4.0, 1.1, 0.2, 0.4, 10.0])
+    assert table["ratio"].tolist() == pytest.approx([1.5, 5.0, 0.95, 1.5, 4.0, 3.0, 1.1, 0.2, 0.4, 10.0])
     assert list(table["part"].unique()) == ["images", "trials", "heads", "memory", "search", "pipeline"]
     assert table["measured_on"].str.contains("threads").all()
     assert all(what in text for what in table.index)
@@ -203,7 +204,7 @@ def test_what_takes_an_hour_is_not_measured_again_unless_asked(counted, monkeypa
     monkeypatch.setenv("FOMO_FRESH", "1")
     bench_table.gather()
     assert counted[5:] == ["loading", "extraction", "trials", "heads", "memory", "pipeline"]
-    assert len(bench_table.stored()) == 9
+    assert len(bench_table.stored()) == 10
 
 
 def test_of_another_data_set_the_images_are_timed_and_nothing_is_stored(counted, kept, dataset, capsys):

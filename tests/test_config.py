@@ -28,6 +28,7 @@ ORDER = [
     "bank",
     "bank_optimizer",
     "training",
+    "bank_training",
     "halving",
     "selection",
     "darts",

@@ -75,13 +75,13 @@ def test_all_heads_are_trained_at_least_once():
 def test_last_heads_are_trained_for_all_epochs(monkeypatch):
     trained = []
 
-    def fit(bank, optimizer, train, validation, epochs, **options):
+    def fit_bank(bank, configurations, train, validation, epochs, **options):
         trained.append((len(bank.heads), epochs))
         accuracy = np.linspace(0.9, 0.1, len(bank.heads))
         rows = {"epoch": 1, "model": range(len(bank.heads)), "validation_loss": 1.0, "validation_accuracy": accuracy}
         return pd.DataFrame(rows)
 
-    monkeypatch.setattr("fomo.halving.fit", fit)
+    monkeypatch.setattr("fomo.halving.fit_bank", fit_bank)
     scores = halved([LINEAR] * 8, epochs=8)
     assert trained == [(8, 1), (4, 1), (2, 2), (1, 4)]
     assert scores.argmax() == 0

@@ -11,7 +11,7 @@ import fomo
 from fomo import head_search
 from fomo.artifacts import read_json, read_table
 from fomo.bank import HeadBank
-from fomo.bank_optimizer import BankOptimizer
+from fomo.bank_training import fit_bank
 from fomo.config import make_config
 from fomo.heads import HEADS, LINEAR, Block, Head
 from fomo.preprocessing import image_loader
@@ -193,7 +193,7 @@ def test_options_of_the_search_reach_it(rerun, finished, option):
     [
         (fomo.darts, "search", 1),
         (fomo.darts, "_record", 4),
-        (head_search, "fit", 1),
+        (head_search, "fit_bank", 1),
         (head_search, "successive_halving", 1),
     ],
 )
@@ -250,7 +250,7 @@ def test_large_search_that_is_killed_goes_on_to_the_same_tables(rerun, narrow, m
     expected = tables(whole)
     run = rerun(head_space="large")
     with monkeypatch.context() as patch:
-        break_off(patch, fomo.layered, "fit", 1)
+        break_off(patch, fomo.layered, "fit_bank", 1)
         with pytest.raises(KeyboardInterrupt):
             fomo.search_head(run)
     with monkeypatch.context() as patch:
@@ -292,7 +292,7 @@ def test_trials_of_a_batch_begin_with_the_same_weights(tuned, monkeypatch):
         return banks[-1]
 
     monkeypatch.setattr(head_search, "HeadBank", build)
-    monkeypatch.setattr(head_search, "fit", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(head_search, "fit_bank", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         tuned(3)
     first, *others = [banks[0].module(place).state_dict() for place in range(3)]
@@ -303,7 +303,7 @@ def test_trials_of_a_batch_begin_with_the_same_weights(tuned, monkeypatch):
 def test_study_that_is_killed_goes_on_to_the_same_trials(tuned, monkeypatch, dataset, size, calls):
     expected = tuned(size).trials
     with monkeypatch.context() as patch:
-        break_off(patch, head_search, "fit", calls)
+        break_off(patch, head_search, "fit_bank", calls)
         with pytest.raises(KeyboardInterrupt):
             tuned(size)
     resumed = fomo.tune_head(toys.tiny_run(dataset, head_batch=size)).trials
@@ -314,10 +314,11 @@ def test_study_that_is_killed_goes_on_to_the_same_trials(tuned, monkeypatch, dat
 def test_trial_that_diverges_does_not_end_the_study(tuned, monkeypatch, size):
     wild = {"lr": 1e38, "momentum": 0.9, "weight_decay": 0.0, "optimizer": "sgd"}
 
-    def optimizer(bank, configurations):
-        return BankOptimizer(bank, [wild if one == head_search.HEAD_FIRST else one for one in configurations])
+    def fit(bank, configurations, *rest, **options):
+        configurations = [wild if one == head_search.HEAD_FIRST else one for one in configurations]
+        return fit_bank(bank, configurations, *rest, **options)
 
-    monkeypatch.setattr(head_search, "BankOptimizer", optimizer)
+    monkeypatch.setattr(head_search, "fit_bank", fit)
     trials = tuned(size).trials
     assert trials["status"].tolist() == ["diverged", "complete", "complete"]
     assert trials["objective"][0] == math.inf

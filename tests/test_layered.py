@@ -20,7 +20,6 @@ from fomo.layered import (
     WIDTHS,
     LayeredSupernet,
     contest,
-    multiply_adds,
     random_head,
 )
 
@@ -142,7 +141,7 @@ def test_random_head_builds_and_depends_on_the_generator_only():
 @pytest.mark.parametrize("head", [*NARROW, *WIDE, mlp(128, "Tanh", 4)], ids=lambda head: head.name)
 def test_multiply_adds_count_the_weights_of_the_matrices(head):
     matrices = [weight for weight in head.build(FEATURES, CLASSES).parameters() if weight.dim() == 2]
-    assert multiply_adds(head, FEATURES, CLASSES) == sum(weight.numel() for weight in matrices)
+    assert head.multiply_adds(FEATURES, CLASSES) == sum(weight.numel() for weight in matrices)
 
 
 def test_supernet_counts_its_matrices():
@@ -277,7 +276,7 @@ def test_methods_have_equal_cost(small, tmp_path):
     budget = 2 * 2 * LayeredSupernet(FEATURES, CLASSES).multiply_adds()
     rng = np.random.default_rng(3)
     for method, epochs in (("random search", 2), ("successive halving", 1 + 1 / 2)):
-        costs = [epochs * multiply_adds(random_head(rng), FEATURES, CLASSES) for _ in range(tried[method])]
+        costs = [epochs * random_head(rng).multiply_adds(FEATURES, CLASSES) for _ in range(tried[method])]
         assert sum(costs[:-1]) < budget <= sum(costs)
     assert tried["DARTS"] == 1
     assert tried["random search"] > 3
