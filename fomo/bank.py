@@ -35,7 +35,7 @@ class Stack(nn.Module):
             if value.dim():
                 stored = getattr(self, name)[row]
                 value.copy_(stored.T if value.dim() == 2 else stored[0])
-            else:
+            else:  # the number of batches, which a layer made without values does not have either
                 value.zero_()
 
 

@@ -41,7 +41,7 @@ STAGES = {  # in a reader's words
 def gather(dataset: str = SAMPLE, image_size: int = 128) -> str:
     """The table as text, and below it minutes by stage of the runs in data/results, which go to figures/bench.png too.
 
-    What takes minutes is measured anew. The whole pipeline, which takes an hour, is not measured again where
+    What takes minutes is measured anew. The whole pipeline, which takes the longest, is not measured again where
     data/results/bench.csv has it, unless FOMO_FRESH=1; killed, it goes on from its last stage. Of another data set
     than the embedded sample only loading and feature extraction are measured, and nothing is stored.
     """

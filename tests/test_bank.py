@@ -75,8 +75,10 @@ def threads(count):
     """torch with so many threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
-    yield
-    torch.set_num_threads(before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def fitted(checkpoint=None, epochs=4, chosen=None, heads=MIXED[:6]):

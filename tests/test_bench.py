@@ -195,7 +195,7 @@ def test_where_the_time_goes_is_told_and_drawn(counted, tmp_path):
     assert (tmp_path / "figures" / "bench.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_what_takes_an_hour_is_not_measured_again_unless_asked(counted, monkeypatch):
+def test_what_takes_the_longest_is_not_measured_again_unless_asked(counted, monkeypatch):
     bench_table.gather()
     assert counted == ["loading", "extraction", "trials", "heads", "memory", "pipeline"]
     counted.clear()
