@@ -139,9 +139,8 @@ def _join(parts: list[torch.Tensor]) -> torch.Tensor | None:
 class HeadBank(nn.Module):
     """The heads in one: features (batch, features) -> logits (heads, batch, classes), in the order given.
 
-    The initial weights are those of separate modules built in this order. A head may be there many times. `kinds`, one
-    a head, tell which heads that differ in nothing else lie side by side: `BankOptimizer` is fast where these have the
-    same optimizer. Weights come from `modules`, one a head, where these are given.
+    The initial weights are those of separate modules built in this order. A head may be there many times. Weights come
+    from `modules`, one a head, where these are given.
     """
 
     def __init__(
@@ -150,20 +149,15 @@ class HeadBank(nn.Module):
         features: int,
         classes: int,
         *,
-        kinds: Sequence[str] | None = None,
         modules: Sequence[nn.Module] | None = None,
     ):
         super().__init__()
-        self.heads, self.features, self.classes, self.kinds = list(heads), features, classes, kinds
+        self.heads, self.features, self.classes = list(heads), features, classes
         modules = modules or [head.build(features, classes) for head in self.heads]
         layers = {place: iter(_layers(module)) for place, module in enumerate(modules)}
         blocks = {place: head.blocks for place, head in enumerate(self.heads)}
-        number: dict = {}  # blocks and kinds by first appearance; the heads with a common beginning are neighbours
-        keys = {
-            place: [number.setdefault(block, len(number)) for block in blocks[place]]
-            + [-1, number.setdefault(kinds[place] if kinds else "", len(number))]
-            for place in blocks
-        }
+        number: dict = {}  # blocks by first appearance; the heads with a common beginning are neighbours
+        keys = {place: [number.setdefault(block, len(number)) for block in blocks[place]] for place in blocks}
         widths: dict[int, list[int]] = {}
         for place in sorted(blocks, key=keys.get):
             widths.setdefault(self.heads[place].hidden, []).append(place)
@@ -178,6 +172,11 @@ class HeadBank(nn.Module):
         """All layers that have weights, from the first to the last of each width."""
         return [module for module in self.modules() if isinstance(module, Stack)]
 
+    def rows(self, place: int) -> list[tuple[int, nn.Parameter]]:
+        """Where the weights of the head at this place are: rows of parameters."""
+        of = [(stack.heads.index(place), stack) for stack in self._layers_of(place)]
+        return [(row, parameter) for row, stack in of for parameter in stack.parameters()]
+
     def merge(self, kept: dict[str, torch.Tensor], better: Sequence[bool]) -> dict[str, torch.Tensor]:
         """The state dict `kept`, in which the heads that are `better` now have their present state."""
         for prefix, stack in self.named_modules():
@@ -189,9 +188,8 @@ class HeadBank(nn.Module):
 
     def select(self, places: Sequence[int]) -> "HeadBank":
         """A bank of the heads at these places, as they are now."""
-        kinds = self.kinds and [self.kinds[place] for place in places]
-        options = {"kinds": kinds, "modules": [self.module(place) for place in places]}
-        bank = HeadBank([self.heads[place] for place in places], self.features, self.classes, **options)
+        heads, modules = [self.heads[place] for place in places], [self.module(place) for place in places]
+        bank = HeadBank(heads, self.features, self.classes, modules=modules)
         return bank.to(self.widths[0].last.weight.device)
 
     @torch.no_grad()

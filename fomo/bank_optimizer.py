@@ -1,10 +1,8 @@
 """The optimizer of a bank of heads: each head has its own learning rate, weight decay, momentum and kind."""
 
 from collections.abc import Sequence
-from itertools import groupby
 
 import torch
-from torch import nn
 
 from fomo.bank import HeadBank
 
@@ -17,71 +15,63 @@ class BankOptimizer:
     """
 
     def __init__(self, bank: HeadBank, configurations: Sequence[dict]):
-        self.parts = []
-        for stack in bank.stacks():
-            start = 0
-            for kind, run in groupby((configurations[head] for head in stack.heads), key=lambda one: one["optimizer"]):
-                run = list(run)
-                rows = slice(start, start := start + len(run))
-                self.parts += [Part(parameter, rows, kind, run) for parameter in stack.parameters()]
-        directions = {
-            kind: [part.direction for part in self.parts if part.kind == kind] for kind in ("adam", "rmsprop")
-        }
-        # At a learning rate of 1, from 0, an optimizer's step is its direction. RMSprop is Adam without the momentum
-        # and, as at step infinity, without the correction of the bias.
-        self.inner = {
-            kind: torch.optim.Adam(values, lr=1.0, betas=betas, fused=True)
-            for (kind, values), betas in zip(directions.items(), ((0.9, 0.999), (0.0, 0.99)), strict=True)
-            if values
-        }
-        for value in directions["rmsprop"]:
-            step = torch.tensor(torch.inf, device=value.device)
-            zeros = {name: torch.zeros_like(value) for name in ("exp_avg", "exp_avg_sq")}
-            self.inner["rmsprop"].state[value] = {"step": step} | zeros
+        self.parameters = list(bank.parameters())
+        number = {parameter: place for place, parameter in enumerate(self.parameters)}
+        self.heads = [
+            HeadOptimizer(
+                [(number[parameter], row, parameter.detach()[row]) for row, parameter in bank.rows(head)], **one
+            )
+            for head, one in enumerate(configurations)
+        ]
 
     def zero_grad(self) -> None:
-        for part in self.parts:
-            part.parameter.grad = None
+        for parameter in self.parameters:
+            parameter.grad = None
 
     @torch.no_grad()
     def step(self) -> None:
-        for part in self.parts:
-            part.prepare()
-        for optimizer in self.inner.values():
-            optimizer.step()
-        for part in self.parts:
-            part.parameter[part.rows].addcmul_(part.direction, part.lr)
+        gradients = [parameter.grad.unbind() for parameter in self.parameters]
+        for head in self.heads:
+            head.step(gradients)
 
     def state_dict(self) -> dict:
-        inner = {kind: optimizer.state_dict() for kind, optimizer in self.inner.items()}
-        return inner | {"sgd": [part.direction for part in self.parts if part.kind == "sgd"]}
+        return {"heads": [head.state for head in self.heads]}
 
     def load_state_dict(self, state: dict) -> None:
-        for kind, optimizer in self.inner.items():
-            optimizer.load_state_dict(state[kind])
-        for part, direction in zip([part for part in self.parts if part.kind == "sgd"], state["sgd"], strict=True):
-            part.direction.copy_(direction)
+        for head, stored in zip(self.heads, state["heads"], strict=True):
+            head.state = stored
 
 
-class Part:
-    """Consecutive rows of a parameter whose heads have the same optimizer; `direction` is its step at lr 1."""
+class HeadOptimizer:
+    """The optimizer of one head, whose `weights` are (number of a parameter of the bank, row of it, that row).
 
-    def __init__(self, parameter: nn.Parameter, rows: slice, kind: str, configurations: list[dict]):
-        self.parameter, self.rows, self.kind = parameter, rows, kind
-        self.direction = torch.zeros_like(parameter[rows])
-        self.lr, self.weight_decay, self.momentum = (
-            parameter.new_tensor([one.get(name) or 0.0 for one in configurations]).view(-1, 1, 1)
-            for name in ("lr", "weight_decay", "momentum")
-        )
-        self.decays = bool(self.weight_decay.any())
+    torch.optim's own objects would spend most of a step in Python. These are the functions that they call in the end:
+    one pass over the memory for all weights of a head.
+    """
 
-    def prepare(self) -> None:
-        """Adds the weight decay to the gradient; the direction of sgd follows from it, that of the others is next."""
-        gradient = self.parameter.grad[self.rows]
-        if self.decays:
-            gradient.addcmul_(self.parameter[self.rows], self.weight_decay)
-        if self.kind == "sgd":
-            self.direction.mul_(self.momentum).sub_(gradient)
+    def __init__(
+        self, weights: list[tuple], optimizer: str, lr: float, weight_decay: float, momentum: float | None = None
+    ):
+        self.places = [(number, row) for number, row, _ in weights]
+        self.weights = [weight for _, _, weight in weights]
+        options = {"lr": lr, "weight_decay": weight_decay, "maximize": False, "grad_scale": None, "found_inf": None}
+        self.sgd = optimizer == "sgd"
+        if self.sgd:
+            self.options = options | {"momentum": momentum or 0.0, "dampening": 0.0, "nesterov": False}
+            self.options |= {"is_first_step": False}  # from 0, that is the same
+        else:  # RMSprop is Adam without the momentum and, as at step infinity, without the correction of the bias
+            betas = {"beta1": 0.9, "beta2": 0.999} if optimizer == "adam" else {"beta1": 0.0, "beta2": 0.99}
+            self.options = options | betas | {"eps": 1e-8, "amsgrad": False}
+        step = torch.tensor(0.0 if optimizer == "adam" else torch.inf, device=self.weights[0].device)
+        averaged = [] if self.sgd and not momentum else self.weights
+        zeros = [[torch.zeros_like(weight) for weight in averaged] for _ in range(1 if self.sgd else 2)]
+        self.state = {"step": step, "averages": zeros}
+
+    def step(self, gradients: list[tuple]) -> None:
+        """Moves the weights by the `gradients` of all parameters, row by row."""
+        own = [gradients[number][row] for number, row in self.places]
+        if self.sgd:
+            torch._fused_sgd_(self.weights, own, *self.state["averages"], **self.options)
         else:
-            self.direction.zero_()
-            self.direction.grad = gradient
+            steps = [self.state["step"].add_(1)] * len(own)
+            torch._fused_adam_(self.weights, own, *self.state["averages"], [], steps, **self.options)

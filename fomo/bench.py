@@ -121,8 +121,7 @@ def heads(images: int = 5600, features: int = 512, classes: int = 7, batch_size:
     adam = [{"optimizer": "adam", "lr": 1e-3, "weight_decay": 0.0}] * len(HEADS)
     rows = {"the 37 heads": _compare(HeadBank(HEADS, features, classes), adam, loaders)}
     for hidden in (32, 256):
-        kinds = [configuration["optimizer"] for configuration in trials]
-        bank = HeadBank([mlp(hidden, "ReLU", 2)] * len(trials), features, classes, kinds=kinds)
+        bank = HeadBank([mlp(hidden, "ReLU", 2)] * len(trials), features, classes)
         rows[f"30 trials of {bank.heads[0].name}"] = _compare(bank, trials, loaders)
     return pd.DataFrame(rows).T.rename_axis("what").reset_index()
 

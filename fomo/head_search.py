@@ -230,9 +230,8 @@ def tune_head(run: Run) -> Study:
 
         def objective(configurations: list[dict]) -> list[dict]:
             module = seeded(config.seed, lambda: head.build(features.train.shape[1], len(features.classes)))
-            options = {"kinds": [one["optimizer"] for one in configurations], "modules": [module] * len(configurations)}
-            heads = [head] * len(configurations)
-            bank = HeadBank(heads, features.train.shape[1], len(features.classes), **options).to(run.device)
+            heads, modules = [head] * len(configurations), [module] * len(configurations)
+            bank = HeadBank(heads, features.train.shape[1], len(features.classes), modules=modules).to(run.device)
             loaders = feature_loaders(run, features)
             options = {"seed": config.seed, "device": run.device, "description": f"{len(heads)} trials"}
             try:

@@ -85,7 +85,7 @@ def fitted(checkpoint=None, epochs=4, chosen=None, heads=MIXED[:6]):
     """A bank trained by `fit_bank`, and its learning curves."""
     torch.manual_seed(0)
     chosen = chosen or configurations(len(heads))
-    bank = HeadBank(heads, FEATURES, CLASSES, kinds=[one["optimizer"] for one in chosen])
+    bank = HeadBank(heads, FEATURES, CLASSES)
     inputs, labels = (torch.cat(parts).numpy() for parts in zip(*(batch(n) for n in range(4)), strict=True))
     batches = FeatureBatches(inputs, labels)
     options = {"seed": 3, "device": CPU, "checkpoint": checkpoint}
@@ -127,8 +127,8 @@ def test_any_order_of_the_heads_gives_the_logits_in_that_order():
     expected = HeadBank(MIXED, FEATURES, CLASSES, modules=modules)(inputs)
     for seed in range(5):
         order = torch.randperm(len(MIXED), generator=torch.Generator().manual_seed(seed)).tolist()
-        heads, kinds = [MIXED[place] for place in order], [str(place % 3) for place in order]
-        bank = HeadBank(heads, FEATURES, CLASSES, modules=[modules[place] for place in order], kinds=kinds)
+        heads = [MIXED[place] for place in order]
+        bank = HeadBank(heads, FEATURES, CLASSES, modules=[modules[place] for place in order])
         torch.testing.assert_close(bank(inputs), expected[order], atol=1e-5, rtol=0)
 
 
@@ -174,10 +174,9 @@ def test_second_derivative_and_functional_call_are_those_of_separate_modules():
 # ---- training
 
 
-@pytest.mark.parametrize("sorted_by_optimizer", [True, False])
-def test_each_head_is_trained_as_by_an_optimizer_of_its_own(sorted_by_optimizer):
+def test_each_head_is_trained_as_by_an_optimizer_of_its_own():
     chosen = configurations(len(MIXED))
-    bank, modules = pair(MIXED, kinds=[one["optimizer"] for one in chosen] if sorted_by_optimizer else None)
+    bank, modules = pair(MIXED)
     for module in (bank, *modules):  # in float32, the rounding of a batch norm grows in 88 steps
         module.double()
     train(bank, modules, chosen)
@@ -258,11 +257,10 @@ def test_training_a_bank_leaves_the_random_numbers_of_the_caller_alone():
 
 
 def test_selected_heads_keep_what_they_are_and_can_be_given_back():
-    bank, modules = pair(MIXED, kinds=[str(place % 3) for place in range(len(MIXED))])
+    bank, modules = pair(MIXED)
     inputs, _ = batch()
     places = [8, 3, 0, 10]
     part = bank.select(places)
-    assert part.kinds == ["2", "0", "0", "1"]
     torch.testing.assert_close(part(inputs), bank(inputs)[places], atol=1e-5, rtol=0)
     with torch.no_grad():
         for parameter in part.parameters():
