@@ -32,6 +32,7 @@ warnings.filterwarnings("ignore", message="IProgress not found")
 from fomo import figures, metrics, results
 from fomo.artifacts import Run
 from fomo.classifier import load_model
+from fomo.ensemble import train_members
 from fomo.evaluation import evaluate
 from fomo.final import compose
 from fomo.finetuning import finetune, finetune_best, optimize_finetuning, race
@@ -56,5 +57,6 @@ __all__ = [
     "results",
     "search_head",
     "train_head",
+    "train_members",
     "tune_head",
 ]

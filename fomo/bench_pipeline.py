@@ -36,6 +36,7 @@ OURS = {
     "head_images": 500,
     "head_seeds": 1,
     "head_space": "report",
+    "members": 1,
 }
 
 

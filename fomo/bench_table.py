@@ -13,7 +13,7 @@ from fomo.bench import row
 from fomo.bench_memory import STATUS, memory
 from fomo.bench_pipeline import pipeline
 from fomo.config import RESULTS
-from fomo.results import SEARCH, machine
+from fomo.results import SEARCH, TRAINING, machine
 
 SAMPLE = "fashion_sample"
 TRIALS = {
@@ -30,11 +30,12 @@ STAGES = {  # in a reader's words
     "6_darts": "head search",
     "7_head_tuning": "study of the head",
     "2_finetuning": "first finetuning",
-    "10_evaluation": "evaluation",
+    "11_evaluation": "evaluation",
     "1_preprocessing": "preprocessing",
     "5_features": "feature extraction",
     "8_head": "final head",
-    "9_final": "final model",
+    "9_ensemble": "further networks",
+    "10_final": "final model",
 }
 
 
@@ -111,7 +112,7 @@ def of_memory(table: pd.DataFrame) -> list[dict]:
 
 def of_search(spent: pd.DataFrame) -> list[dict]:
     """Rows on all of search against the final training, from the table of `costs`."""
-    names = ["all of search", "final training", "search / training"]
+    names = ["all of search", "all of training", "search / training"]
     return [
         row(
             f"all of search, against the final training: {name}", search, training, "min", ratio, "times the training's"
@@ -121,14 +122,15 @@ def of_search(spent: pd.DataFrame) -> list[dict]:
 
 
 def costs() -> pd.DataFrame:
-    """Minutes of each stage of the runs in data/results, a row a data set; then of all, and of all of search: both
-    studies, the race and the head search; and that as a share of the final training."""
+    """Minutes of each stage of the runs in data/results, a row a data set; then of all, of all of search (both studies,
+    the race and the head search), of the training of all networks of the final model, and the ratio of the two."""
     rows = []
     for path in sorted(RESULTS.glob("*/costs.csv")):
         minutes = read_table(path).set_index("stage")["seconds"] / 60
         row = {"data set": path.parent.name} | {word: minutes[stage] for stage, word in STAGES.items()}
         row |= {"all": minutes.sum(), "all of search": minutes[list(SEARCH)].sum()}
-        rows.append(row | {"search / training": row["all of search"] / row["final training"]})
+        row |= {"all of training": minutes[list(TRAINING)].sum()}
+        rows.append(row | {"search / training": row["all of search"] / row["all of training"]})
     return pd.DataFrame(rows)
 
 

@@ -34,20 +34,15 @@ class Classifier(nn.Module):
         return self.head(self.backbone(images))
 
 
-class FinalClassifier(nn.Module):
-    """What a run ends with: images (batch, 3, side, side) -> log-probabilities (batch, classes).
+class Network(nn.Module):
+    """A backbone with one or more `heads`: images (batch, 3, side, side) -> log-probabilities (batch, classes), the
+    mean of all heads; with `mirror`, each image is also seen as its mirror image."""
 
-    One or more `heads` on one backbone; with `mirror` each image is also seen as its mirror image. The probabilities of
-    all of them are averaged, and their logarithms divided by `temperature` (Guo et al., arXiv:1706.04599), which
-    calibrates them; what is returned is a logit, not yet normalised again.
-    """
-
-    def __init__(self, backbone: Backbone, heads: list[nn.Module], mirror: bool = False, temperature: float = 1.0):
+    def __init__(self, backbone: Backbone, heads: list[nn.Module], mirror: bool = False):
         super().__init__()
         self.backbone = backbone
         self.heads = nn.ModuleList(heads)
         self.mirror = mirror
-        self.temperature = temperature
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         views = [images, images.flip(-1)] if self.mirror else [images]
@@ -55,15 +50,35 @@ class FinalClassifier(nn.Module):
 
     def judge(self, views: list[torch.Tensor]) -> torch.Tensor:
         """The same from the features (batch, features) of one or two views."""
-        logits = torch.stack([head(features) for features in views for head in self.heads])
-        return (logits.log_softmax(-1).logsumexp(0) - math.log(len(logits))) / self.temperature
+        logits = [head(features) for features in views for head in self.heads]
+        return average(logits, [1.0] * len(logits))
+
+
+class FinalClassifier(nn.Module):
+    """What a run ends with: images (batch, 3, side, side) -> log-probabilities (batch, classes), the mean of one or
+    more `networks`, each calibrated by a temperature of its own (Guo et al., arXiv:1706.04599)."""
+
+    def __init__(self, networks: list[Network], temperatures: list[float]):
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+        self.temperatures = temperatures
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return average([network(images) for network in self.networks], self.temperatures)
+
+
+def average(logits: list[torch.Tensor], temperatures: list[float]) -> torch.Tensor:
+    """The logarithm of the mean of several probabilities, each from logits (batch, classes) at its temperature."""
+    pairs = zip(logits, temperatures, strict=True)
+    logarithms = torch.stack([(one / temperature).log_softmax(-1) for one, temperature in pairs])
+    return logarithms.logsumexp(0) - math.log(len(logits))
 
 
 class Model:
     """A trained classifier with all that it takes to classify an image file: `classes` and preprocessing.
 
-    `description` holds backbone, heads, mirror, temperature, classes, image_size, crop and channels (1: trained on grey
-    images).
+    `description` holds backbone, heads, mirror, temperatures (of each network), classes, image_size, crop and channels
+    (1: trained on grey images).
     """
 
     def __init__(self, classifier: FinalClassifier, description: dict):
@@ -76,7 +91,7 @@ class Model:
         side, channels = self.description["image_size"], self.description["channels"]
         opened = (image if isinstance(image, Image.Image) else Image.open(image) for image in images)
         pixels = np.stack([to_pixels(image, side, channels, self.description["crop"]) for image in opened])
-        backbone = self.classifier.backbone
+        backbone = self.classifier.networks[0].backbone
         batches = ImageBatches(pixels, range(len(pixels)), np.zeros(len(pixels)), backbone.mean, backbone.std)
         logits, _ = predict(self.classifier, loader(batches, batch_size), torch.device("cpu"))
         table = pd.DataFrame(logits.softmax(1).numpy(), columns=self.classes)
@@ -103,11 +118,17 @@ def load_model(path: str | Path) -> Model:
         raise UserError(f"{path} is not a model that fomo stored") from error
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"model {path} cannot be read ({error})") from error
-    backbone = Backbone(description["backbone"], description["image_size"])
-    heads = [read_head(one).build(backbone.num_features, len(description["classes"])) for one in description["heads"]]
-    classifier = FinalClassifier(backbone, heads, description["mirror"], description["temperature"])
+    networks = [_build(description) for _ in description["temperatures"]]
+    classifier = FinalClassifier(networks, description["temperatures"])
     try:
         classifier.load_state_dict(state)
     except RuntimeError as error:
         raise UserError(f"model {path} does not fit its own description ({str(error)[:200]})") from error
     return Model(classifier, description)
+
+
+def _build(description: dict) -> Network:
+    """A network as described, its weights yet to be loaded."""
+    backbone = Backbone(description["backbone"], description["image_size"])
+    heads = [read_head(one).build(backbone.num_features, len(description["classes"])) for one in description["heads"]]
+    return Network(backbone, heads, description["mirror"])

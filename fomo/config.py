@@ -71,6 +71,7 @@ class Config:
     head_epochs: int = 8  # of each of them, and of the final head
     head_batch: int = 1  # so many of these trials are trained at once, in one bank; 1: one after another
 
+    members: int = 1  # networks that the final model is the mean of, each trained on its own division (ensemble.py)
     final: str = "searched"  # the final model: the searched head, or what is best on validation: it, the backbone's own
     # linear layer, or the mean of both; on the image alone, or also on its mirror image (final.py)
     bootstrap: int = 2000  # resamples of the test images behind every interval
@@ -139,6 +140,7 @@ PRESETS = {
         "keep_linear": True,
         "head_space": "large",
         "head_batch": 10,
+        "members": 2,
         "final": "validation",
     },
 }

@@ -11,6 +11,7 @@ from torch import nn
 
 from fomo import metrics
 from fomo.artifacts import Run, Stage, new_array
+from fomo.classifier import average
 from fomo.datasets import HIDDEN
 from fomo.features import store_features
 from fomo.final import compose
@@ -26,7 +27,8 @@ class Evaluation:
     """Results on the test split, or, where its labels are hidden, on validation (`split` says which): `metrics` of the
     final model and its baselines with intervals, `per_class`, `confusion` (rows: true class), `predictions` (a row an
     image; `row` is its place in `pixels`), `validation` (the final model's metrics there), `calibration` (what its
-    probabilities are worth, as they come and calibrated), and `model_path`."""
+    probabilities are worth, as they come and calibrated), and `model_path`. On validation images the final model is its
+    first network alone: further ones were trained on them."""
 
     split: str
 
@@ -47,7 +49,7 @@ def evaluate(run: Run) -> Evaluation:
     """
     config, data = run.config, preprocess(run)
     test, classes = data.dataset.test(), data.dataset.classes
-    stage = open_stage(run, "10_evaluation", test=data.dataset.fingerprint("test"))
+    stage = open_stage(run, "11_evaluation", test=data.dataset.fingerprint("test"))
     split = "validation" if (test["label"] == HIDDEN).all() else "test"
     if not stage.done:
         left_out = read_pixels(run, data.dataset, test["file"], stage.path("test.npy"))
@@ -55,15 +57,23 @@ def evaluate(run: Run) -> Evaluation:
         rows = np.flatnonzero(~test["file"].isin(left_out["file"]))
         shown, images = (stage.array("test"), rows, test["label"].to_numpy()[rows]), test.iloc[rows]
         model, validation = compose(run).model, data.part("validation")
-        logits, validated = (_judge(run, model.classifier, part) for part in (shown, validation))
-        _store_predictions(stage, test, rows, logits, classes)
+        networks, temperatures = model.classifier.networks, model.classifier.temperatures
+        outputs = [_judge(run, network, shown) for network in networks]
+        first = [_judge(run, networks[0], validation)]  # further networks have been trained on these images
+        validated = average(first, temperatures[:1]).numpy()
+        _store_predictions(stage, test, rows, average(outputs, temperatures).numpy(), classes)
         if split == "validation":
-            shown, images, logits = validation, data.images[data.images["split"] == "validation"], validated
-        predictions = _predict_others(run, stage, data, shown) | {"final": logits.argmax(1)}
+            shown, images, outputs = validation, data.images[data.images["split"] == "validation"], first
+        logits = average(outputs, temperatures[: len(outputs)]).numpy()
+        predictions = _predict_others(run, stage, data, shown)
+        if len(outputs) > 1:
+            predictions |= {"one network": outputs[0].argmax(1).numpy()}
+        predictions |= {"final": logits.argmax(1)}
         options = {"classes": len(classes), "resamples": config.bootstrap, "seed": config.seed}
         stage.save_table("metrics", metrics.measure(shown[2], predictions, **options))
         stage.save_table("validation", metrics.measure(validation[2], {"final": validated.argmax(1)}, **options))
-        sure = {"as they come": logits * model.classifier.temperature, "calibrated": logits}
+        as_they_come = average(outputs, [1.0] * len(outputs)).numpy()
+        sure = {"as they come": as_they_come, "calibrated": logits}
         stage.save_table("calibration", _calibration(shown[2], sure))
         columns = images[["file", "label"]].assign(row=shown[1], **predictions)
         stage.save_table("scored", columns.assign(confidence=softmax(logits, axis=1).max(axis=1)))
@@ -85,9 +95,9 @@ def evaluate(run: Run) -> Evaluation:
     )
 
 
-def _judge(run: Run, network: nn.Module, part: tuple) -> np.ndarray:
+def _judge(run: Run, network: nn.Module, part: tuple) -> torch.Tensor:
     """What the network computes of the images of a part: logits, or a backbone's features (images, numbers)."""
-    return predict(network, image_loader(run, part, getattr(network, "backbone", network)), run.device)[0].numpy()
+    return predict(network, image_loader(run, part, getattr(network, "backbone", network)), run.device)[0]
 
 
 def _calibration(labels: np.ndarray, logits: dict[str, np.ndarray]) -> pd.DataFrame:
@@ -106,7 +116,7 @@ def _calibration(labels: np.ndarray, logits: dict[str, np.ndarray]) -> pd.DataFr
 def _predict_others(run: Run, stage: Stage, data: Preprocessed, part: tuple) -> dict[str, np.ndarray]:
     """The classes that the models beside which the final one stands predict for `part`."""
     network = finetune_best(run).model
-    features = torch.from_numpy(_judge(run, network.backbone, part)).to(run.device)
+    features = _judge(run, network.backbone, part).to(run.device)
     with torch.inference_mode():
         logits = {
             "finetuned, best trial": network.head(features),
@@ -115,7 +125,7 @@ def _predict_others(run: Run, stage: Stage, data: Preprocessed, part: tuple) -> 
     return {
         "majority class": metrics.predict_majority(data.part("train")[2], len(part[1])),
         "logistic regression, not finetuned": _predict_untuned(run, stage, data, part),
-        "finetuned, first point": _judge(run, finetune(run).model, part).argmax(1),
+        "finetuned, first point": _judge(run, finetune(run).model, part).argmax(1).numpy(),
         **{name: values.argmax(1).cpu().numpy() for name, values in logits.items()},
     }
 

@@ -113,7 +113,7 @@ def time_spent(costs: pd.DataFrame, *, ax: plt.Axes | None = None) -> plt.Axes:
     """
     ax = new_axes(ax, 9.5, 0.5 * len(costs) + 1.5)
     parts = {  # what takes seconds goes with its neighbour
-        "final training": (["final training"], ORANGE),
+        "final training": (["final training", "further networks"], ORANGE),
         "study of the finetuning": (["study of the finetuning"], "#27496d"),
         "race of its best": (["race of its best"], BLUE),
         "head: search and study": (["head search", "study of the head"], "#9dbfe0"),

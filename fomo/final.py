@@ -1,4 +1,4 @@
-"""Stage 9: what the final model is made of (which head, or both; one view, or two), and its calibration."""
+"""Stage 10: what the final model is made of (which head, or both; one view, or two), and its calibration."""
 
 from dataclasses import asdict, dataclass
 
@@ -8,9 +8,9 @@ from torch import nn
 
 from fomo import metrics
 from fomo.artifacts import Run
-from fomo.classifier import FinalClassifier, Model
-from fomo.finetuning import finetune_best
-from fomo.head_search import extract_features, search_head, train_head
+from fomo.classifier import FinalClassifier, Model, Network
+from fomo.ensemble import Member, train_members
+from fomo.head_search import search_head
 from fomo.heads import LINEAR
 from fomo.preprocessing import image_loader, preprocess
 from fomo.stages import open_stage
@@ -23,7 +23,8 @@ VIEWS = (1, 2)  # the image; also its mirror image
 @dataclass(frozen=True)
 class Final:
     """The final `model`, and the `options` that it was chosen from: heads, views, temperature, and on the validation
-    images loss (calibrated), accuracy, macro F1, calibration error before and after; `chosen` is the row taken."""
+    images loss (calibrated), accuracy, macro F1, calibration error before and after, of several networks their means,
+    each on its own validation images; `chosen` is the row taken."""
 
     model: Model
     options: pd.DataFrame
@@ -36,33 +37,44 @@ def compose(run: Run) -> Final:
     What is best has the least validation loss once each option is calibrated: of all measures that one tells options
     apart with the fewest images. Of equals the first, which is the simplest.
     """
-    stage, data, network = open_stage(run, "9_final"), preprocess(run), finetune_best(run).model
-    heads = {"searched": [train_head(run).model], "finetuned": [network.head]}
-    heads["both"] = heads["searched"] + heads["finetuned"]
+    stage, members, data = open_stage(run, "10_final"), train_members(run), preprocess(run)
     if not stage.done:
-        features, device = extract_features(run), run.device
-        batches = image_loader(run, data.part("validation"), network.backbone)
-        views = [torch.tensor(features.validation).to(device)]
-        views.append(predict(Mirrored(network.backbone), batches, device)[0].to(device))
-        labels, rows = features.validation_labels, []
-        for number in VIEWS:
-            for name in HEADS:
-                model = FinalClassifier(network.backbone, heads[name]).eval()
-                with torch.inference_mode():
-                    logits = model.judge(views[:number]).double().cpu().numpy()
-                rows.append({"heads": name, "views": number} | judge(labels, logits))
-        stage.save_table("options", pd.DataFrame(rows))
+        tables = [judge_options(run, member).assign(network=number) for number, member in enumerate(members, start=1)]
+        stage.save_table("options", pd.concat(tables))
         stage.finish()
-    options = stage.table("options")
+    of_all = stage.table("options")
+    options = of_all.drop(columns="network").groupby(["heads", "views"], sort=False, as_index=False).mean()
     chosen = options.loc[options["validation_loss"].idxmin() if run.config.final == "validation" else 0]
-    of = {"searched": [search_head(run).head], "finetuned": [LINEAR]}
-    of["both"] = of["searched"] + of["finetuned"]
-    description = {"backbone": run.config.backbone, "heads": [asdict(head) for head in of[chosen["heads"]]]}
-    description |= {"mirror": bool(chosen["views"] == 2), "temperature": float(chosen["temperature"])}
+    taken = (of_all["heads"] == chosen["heads"]) & (of_all["views"] == chosen["views"])
+    heads = {"searched": [search_head(run).head], "finetuned": [LINEAR]}
+    heads["both"] = heads["searched"] + heads["finetuned"]
+    description = {"backbone": run.config.backbone, "heads": [asdict(head) for head in heads[chosen["heads"]]]}
+    description |= {"mirror": bool(chosen["views"] == 2), "temperatures": of_all.loc[taken, "temperature"].tolist()}
     description |= {"classes": data.dataset.classes, "image_size": run.config.image_size, "crop": run.config.crop}
-    parts = heads[chosen["heads"]], description["mirror"], description["temperature"]
-    classifier = FinalClassifier(network.backbone, *parts).eval()
-    return Final(Model(classifier, description | {"channels": data.pixels.shape[1]}), options, chosen)
+    description |= {"channels": data.pixels.shape[1]}
+    networks = [put_together(member, chosen["heads"], description["mirror"]) for member in members]
+    return Final(Model(FinalClassifier(networks, description["temperatures"]).eval(), description), options, chosen)
+
+
+def judge_options(run: Run, member: Member) -> pd.DataFrame:
+    """What each option is worth on the validation images of a network: a row each."""
+    pixels, rows, labels = member.data.part("validation")
+    batches = image_loader(run, (pixels, rows, labels), member.network.backbone)
+    mirrored = predict(Mirrored(member.network.backbone), batches, run.device)[0]
+    views, table = [torch.tensor(member.features).to(run.device), mirrored.to(run.device)], []
+    for number in VIEWS:
+        for name in HEADS:
+            network = put_together(member, name).eval()
+            with torch.inference_mode():
+                logits = network.judge(views[:number]).double().cpu().numpy()
+            table.append({"heads": name, "views": number} | judge(labels, logits))
+    return pd.DataFrame(table)
+
+
+def put_together(member: Member, heads: str, mirror: bool = False) -> Network:
+    """A network of the final model, with the heads that are called so."""
+    of = {"searched": [member.head], "finetuned": [member.network.head], "both": [member.head, member.network.head]}
+    return Network(member.network.backbone, of[heads], mirror)
 
 
 class Mirrored(nn.Module):

@@ -252,7 +252,7 @@ def train_head(run: Run) -> Trained:
     best = study.configuration(study.best["trial"])
     if not stage.done:
         options = {"checkpoint": stage.path("checkpoint.pt"), "description": "final head"}
-        store_trained(stage, *_fit_head(run, features, head, best, **options))
+        store_trained(stage, *fit_head(run, features, head, best, **options))
     network = head.build(features.train.shape[1], len(features.classes)).to(run.device)
     return load_trained(run, stage, network, best)
 
@@ -264,7 +264,7 @@ def feature_loaders(run: Run, features: Features) -> tuple[DataLoader, DataLoade
     return loader(train, run.config.batch_size, torch.Generator()), loader(validation, run.config.batch_size)
 
 
-def _fit_head(
+def fit_head(
     run: Run, features: Features, head: Head, configuration: dict, **options
 ) -> tuple[nn.Module, pd.DataFrame]:
     """The `head` trained with `configuration`, and its learning curves."""

@@ -1,6 +1,6 @@
 """Stage 1: the images of the train split are read, resized, cropped, and divided into train and validation."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +40,11 @@ class Preprocessed:
         chosen = part if share >= 1 else part[divide(part.drop(columns="group", errors="ignore"), share, seed)]
         return self.pixels, chosen["row"].to_numpy(), chosen["label"].to_numpy()
 
+    def divided(self, share: float, seed: int) -> "Preprocessed":
+        """The same images, divided anew; as they are where that would leave a class on one side."""
+        images = divide_images(self.images, share, seed)
+        return replace(self, images=self.images if len(one_sided(images)) else images)
+
 
 def preprocess(run: Run) -> Preprocessed:
     """The images of the train split, resized and cropped, and divided into train and validation."""
@@ -58,10 +63,8 @@ def preprocess(run: Run) -> Preprocessed:
             left_out = pd.concat([left_out, leaked[~leaked["file"].isin(left_out["file"])]])
         images = images.assign(row=range(len(images)))[~images["file"].isin(left_out["file"])]
         check_classes(dataset.name, dataset.classes, images["label"])
-        parts = divide(images, config.validation_share, config.seed)
-        images = images.assign(split=parts.map({True: "validation", False: "train"}))
-        sides = images.groupby("label")["split"].nunique()
-        for label in sides.index[sides < 2]:
+        images = divide_images(images, config.validation_share, config.seed)
+        for label in one_sided(images):
             raise UserError(
                 f"all images of class {label} ('{dataset.classes[label]}') in {dataset.name} fall to one side of "
                 "the split, for they share groups with others; give the class images of another group, or take it out"
@@ -70,12 +73,24 @@ def preprocess(run: Run) -> Preprocessed:
         rare = [dataset.classes[label] for label in counts.index[counts < 1 / config.validation_share]]
         if rare:
             notes.append(f"so few images that one or two of them are the whole validation of: {some(sorted(rare))}")
-        stage.save_table("images", images.sort_values(["split", "file"], ignore_index=True))
+        stage.save_table("images", images)
         stage.save_table("left_out", left_out)
         stage.save_table("notes", pd.DataFrame({"note": notes}, dtype=str))
         stage.finish()
     notes = stage.table("notes")["note"].tolist()
     return Preprocessed(dataset, stage.table("images"), stage.array("pixels"), stage.table("left_out"), notes)
+
+
+def divide_images(images: pd.DataFrame, share: float, seed: int) -> pd.DataFrame:
+    """The images with their `split`, train, or for about a `share` of each class validation; sorted by it."""
+    split = divide(images, share, seed).map({True: "validation", False: "train"})
+    return images.assign(split=split).sort_values(["split", "file"], ignore_index=True)
+
+
+def one_sided(images: pd.DataFrame) -> pd.Index:
+    """The labels of the classes all of whose images have the same `split`."""
+    sides = images.groupby("label")["split"].nunique()
+    return sides.index[sides < 2]
 
 
 def read_pixels(run: Run, dataset: Dataset, files: pd.Series, path: Path) -> pd.DataFrame:

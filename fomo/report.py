@@ -11,6 +11,7 @@ from nbconvert import HTMLExporter
 
 from fomo.artifacts import Run, write_bytes
 from fomo.config import ROOT, UserError
+from fomo.ensemble import train_members
 from fomo.evaluation import evaluate
 from fomo.final import compose
 from fomo.finetuning import finetune, finetune_best, optimize_finetuning
@@ -27,6 +28,7 @@ STAGES = (
     search_head,
     tune_head,
     train_head,
+    train_members,
     compose,
     evaluate,
 )

@@ -44,8 +44,9 @@ STAGES = {
     ),
     "7_head_tuning": ("6_darts", ("head_trials", "head_epochs", "head_batch")),
     "8_head": ("7_head_tuning", ()),
-    "9_final": ("8_head", ("final",)),
-    "10_evaluation": ("9_final", ("first_epochs", "bootstrap")),
+    "9_ensemble": ("8_head", ("members",)),
+    "10_final": ("9_ensemble", ("final",)),
+    "11_evaluation": ("10_final", ("first_epochs", "bootstrap")),
 }
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from fomo import load_model
 from fomo.backbones import load_backbone
-from fomo.classifier import FinalClassifier, Model
+from fomo.classifier import FinalClassifier, Model, Network
 from fomo.config import UserError
 from fomo.heads import HEADS, LINEAR
 
@@ -30,18 +30,18 @@ def images(dataset):
     return sorted((dataset / "images_test").iterdir())
 
 
-def describe(heads=HEADS[3:4], mirror=False, temperature=1.0):
+def describe(heads=HEADS[3:4], mirror=False, temperatures=(1.0,)):
     description = {"backbone": "test_vit", "heads": [asdict(head) for head in heads], "mirror": mirror}
-    description |= {"temperature": temperature, "classes": toys.CLASSES}
+    description |= {"temperatures": temperatures, "classes": toys.CLASSES}
     description |= {"image_size": 32, "crop": 0.875, "channels": 1}
     return json.loads(json.dumps(description))  # tuples are lists in a file
 
 
-def build(heads, mirror=False, temperature=1.0):
-    """An untrained classifier of grey images."""
-    backbone = load_backbone("test_vit", "random", 32)
-    modules = [head.build(backbone.num_features, 3) for head in heads]
-    return Model(FinalClassifier(backbone, modules, mirror, temperature), describe(heads, mirror, temperature))
+def build(heads, mirror=False, temperatures=(1.0,)):
+    """An untrained classifier of grey images, of a network for each temperature."""
+    backbones = [load_backbone("test_vit", "random", 32) for _ in temperatures]
+    networks = [Network(one, [head.build(one.num_features, 3) for head in heads], mirror) for one in backbones]
+    return Model(FinalClassifier(networks, list(temperatures)), describe(heads, mirror, temperatures))
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def model():
 
 
 def test_saved_model_predicts_the_same_in_a_fresh_process_without_its_run(copied, finished, images, tmp_path):
-    shutil.copy(copied.folder / "10_evaluation" / "model.safetensors", tmp_path / "model.safetensors")
+    shutil.copy(copied.folder / "11_evaluation" / "model.safetensors", tmp_path / "model.safetensors")
     shutil.rmtree(copied.folder)
     command = [sys.executable, "-c", IN_FRESH_PROCESS, "model.safetensors", *map(str, images)]
     subprocess.run(command, cwd=tmp_path, env=os.environ, check=True)
@@ -60,7 +60,7 @@ def test_saved_model_predicts_the_same_in_a_fresh_process_without_its_run(copied
     assert np.allclose(fresh["confidence"], stored["confidence"], atol=1e-5)
 
 
-@pytest.mark.parametrize("parts", [(HEADS[3:4],), ([HEADS[0], LINEAR], True, 2.5)])
+@pytest.mark.parametrize("parts", [(HEADS[3:4],), ([HEADS[0], LINEAR], True, (2.5, 0.5))])
 def test_model_comes_back_as_it_was_saved(parts, images, tmp_path):
     model = build(*parts)
     model.save(tmp_path / "model.safetensors")
@@ -77,14 +77,15 @@ def test_prediction_gives_class_confidence_and_every_probability(model, images):
     assert [row[row["class"]] for _, row in table.iterrows()] == table["confidence"].tolist()
 
 
-def test_heads_and_views_are_averaged_as_probabilities_and_then_calibrated():
-    model = build([HEADS[0], LINEAR], mirror=True, temperature=2.0).classifier.eval()
-    pixels = torch.rand(5, 3, 32, 32)
+def test_heads_and_views_are_averaged_as_probabilities_and_each_network_then_calibrated():
+    model = build([HEADS[0], LINEAR], mirror=True, temperatures=[2.0, 0.5]).classifier.eval()
+    pixels, expected = torch.rand(5, 3, 32, 32), []
     with torch.inference_mode():
-        features = [model.backbone(view) for view in (pixels, pixels.flip(-1))]
-        parts = [head(view).softmax(1) for view in features for head in model.heads]
-        expected = (torch.stack(parts).mean(0).log() / 2).softmax(1)
-        torch.testing.assert_close(model(pixels).softmax(1), expected)
+        for network, temperature in zip(model.networks, model.temperatures, strict=True):
+            features = [network.backbone(view) for view in (pixels, pixels.flip(-1))]
+            parts = [head(view).softmax(1) for view in features for head in network.heads]
+            expected.append((torch.stack(parts).mean(0).log() / temperature).softmax(1))
+        torch.testing.assert_close(model(pixels).exp(), torch.stack(expected).mean(0))
         torch.testing.assert_close(model(pixels.flip(-1)), model(pixels))
 
 

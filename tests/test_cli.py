@@ -177,7 +177,7 @@ def test_report_ends_with_one_line_of_metrics_and_where_everything_lies(notebook
     *progress, line = capsys.readouterr().out.strip().splitlines()
     value = finished.evaluation.metrics.set_index(["model", "metric"]).loc[("final", "macro F1"), "value"]
     assert f"macro F1 {value:.3f} [" in line
-    assert str(copied.folder / "10_evaluation" / "model.safetensors") in line
+    assert str(copied.folder / "11_evaluation" / "model.safetensors") in line
     assert len(progress) == len(toys.STAGES) + len(notebooks)
 
 

@@ -48,6 +48,7 @@ ORDER = [
     "preprocessing",
     "finetuning",
     "head_search",
+    "ensemble",
     "problems",
     "final",
     "evaluation",
@@ -156,7 +157,7 @@ def test_data_set_names_are_those_of_the_report_and_the_sample():
 
 
 def test_every_setting_binds_the_final_result(dataset):
-    bound = open_stage(toys.tiny_run(dataset), "10_evaluation").config
+    bound = open_stage(toys.tiny_run(dataset), "11_evaluation").config
     assert set(bound) >= {field.name for field in fields(Config)} - {"dataset"}
 
 

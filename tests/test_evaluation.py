@@ -25,6 +25,7 @@ def test_final_model_stands_beside_what_each_step_brought(finished):
         "finetuned, first point",
         "finetuned, best trial",
         "with searched head",
+        "one network",
         "final",
     ]
     assert finished.evaluation.confusion.to_numpy().sum() == len(finished.evaluation.predictions) == 24
@@ -33,9 +34,11 @@ def test_final_model_stands_beside_what_each_step_brought(finished):
 def test_final_models_validation_metrics_are_those_that_it_was_chosen_for(finished):
     validation = finished.evaluation.validation.set_index("metric")["value"]
     assert list(validation.index) == list(METRICS)
-    chosen = fomo.compose(finished.run).chosen
-    assert validation["accuracy"] == pytest.approx(chosen["validation_accuracy"])
-    assert validation["macro F1"] == pytest.approx(chosen["macro F1"])
+    chosen = fomo.compose(finished.run).chosen[["heads", "views"]]
+    options = pd.read_csv(finished.run.folder / "10_final" / "options.csv").query("network == 1")
+    first = options.set_index(["heads", "views"]).loc[tuple(chosen)]  # it has not seen these images
+    assert validation["accuracy"] == pytest.approx(first["validation_accuracy"])
+    assert validation["macro F1"] == pytest.approx(first["macro F1"])
 
 
 def test_calibration_is_that_of_the_stored_confidences(finished):
@@ -50,7 +53,7 @@ def test_calibration_is_that_of_the_stored_confidences(finished):
 
 
 def stored(run, name: str) -> pd.DataFrame:
-    return pd.read_csv(run.folder / "10_evaluation" / f"{name}.csv")
+    return pd.read_csv(run.folder / "11_evaluation" / f"{name}.csv")
 
 
 def test_metrics_of_a_labelled_test_split_are_taken_there(finished):
@@ -65,7 +68,7 @@ def test_predictions_are_written_in_the_order_of_the_test_table(finished, datase
     assert list(predictions.columns) == ["file", "prediction", "class", "confidence"]
     assert predictions["prediction"].tolist() == scored["final"].tolist()
     assert predictions["class"].tolist() == [toys.CLASSES[number] for number in predictions["prediction"]]
-    numbers = np.load(finished.run.folder / "10_evaluation" / "predictions.npy")
+    numbers = np.load(finished.run.folder / "11_evaluation" / "predictions.npy")
     assert numbers.dtype == np.int64
     assert numbers.tolist() == predictions["prediction"].tolist()
 
@@ -89,6 +92,7 @@ def test_hidden_labels_leave_metrics_of_validation_that_are_called_so(hidden):
     assert evaluation.predictions["file"].tolist() == validation["file"].tolist()
     assert evaluation.predictions["label"].tolist() == validation["label"].tolist()
     assert evaluation.confusion.to_numpy().sum() == 3
+    assert "one network" not in evaluation.metrics["model"].to_numpy()
     metrics = evaluation.metrics.query("model == 'final'").set_index("metric")["value"]
     assert metrics.tolist() == pytest.approx(evaluation.validation.set_index("metric")["value"].tolist())
 
@@ -107,7 +111,7 @@ def test_predictions_for_hidden_labels_are_those_of_the_model_in_the_order_of_th
     predictions = stored(run, "predictions")
     assert predictions["class"].tolist() == expected["class"].tolist()
     assert predictions["confidence"].tolist() == pytest.approx(expected["confidence"].tolist(), abs=1e-4)
-    numbers = np.load(run.folder / "10_evaluation" / "predictions.npy")
+    numbers = np.load(run.folder / "11_evaluation" / "predictions.npy")
     assert [toys.CLASSES[number] for number in numbers] == expected["class"].tolist()
 
 
@@ -123,7 +127,7 @@ def test_test_image_that_cannot_be_read_has_no_prediction_and_no_score(tmp_path)
     run = toys.tiny_run(folder, on_bad="skip", **toys.SHORT)
     evaluation = fomo.evaluate(run)
     assert len(evaluation.predictions) == len(stored(run, "predictions")) == 5
-    numbers = np.load(run.folder / "10_evaluation" / "predictions.npy")
+    numbers = np.load(run.folder / "11_evaluation" / "predictions.npy")
     assert [number == -1 for number in numbers] == [row == 3 for row in range(6)]
 
 

@@ -1,4 +1,5 @@
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -43,6 +44,15 @@ def test_class_whose_groups_all_fall_to_one_side_is_refused(own_dataset):
     table.assign(group="all of one patient").to_csv(own_dataset / "train.csv", index=False)
     with pytest.raises(UserError, match="fall to one side of the split"):
         fomo.preprocess(toys.tiny_run(own_dataset))
+
+
+def test_another_division_leaves_no_class_on_one_side(own_dataset):
+    data = fomo.preprocess(toys.tiny_run(own_dataset))
+    for seed in range(5):
+        sides = data.divided(0.2, seed).images.groupby("label")["split"].nunique()
+        assert (sides == 2).all()
+    one = replace(data, images=data.images.assign(group="one patient"))
+    pd.testing.assert_frame_equal(one.divided(0.2, 1).images, one.images)
 
 
 def test_damaged_image_is_named_and_the_run_goes_on_once_it_is_repaired(own_dataset):

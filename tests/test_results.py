@@ -61,8 +61,8 @@ def test_race_is_told_apart_from_the_training_of_its_winner(race_epochs, copied,
 
 
 def test_run_that_is_not_finished_is_not_kept(dataset, copied):
-    (copied.folder / "10_evaluation" / "stage.json").unlink()
-    with pytest.raises(UserError, match="not finished 10_evaluation; make report"):
+    (copied.folder / "11_evaluation" / "stage.json").unlink()
+    with pytest.raises(UserError, match="not finished 11_evaluation; make report"):
         results.collect(copied)
 
 
@@ -74,7 +74,7 @@ def test_measured_shows_ours_beside_the_reports(tmp_path, monkeypatch):
         columns = ["model", "metric", "value", "low", "high"]
         pd.DataFrame([("other", "accuracy", 0.1, 0, 1), *rows], columns=columns).to_csv(tmp_path / name / "metrics.csv")
         stages = [*results.STAGES, "race"]
-        seconds = [400.0 if stage == "4_best_finetuning" else 50.0 for stage in stages]
+        seconds = [350.0 if stage == "4_best_finetuning" else 50.0 for stage in stages]
         pd.DataFrame({"stage": stages, "seconds": seconds}).to_csv(tmp_path / name / "costs.csv")
     table = results.measured().set_index("data set")
     assert table["accuracy, ours"].tolist() == ["0.700 [0.600, 0.800]"] * 3

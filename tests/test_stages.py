@@ -24,8 +24,9 @@ ARTEFACTS = {
     "6_darts": ["choice.json", "history.csv", "layered.csv", "ranking.csv", "rules.csv", "scores.csv"],
     "7_head_tuning": ["trials.csv"],
     "8_head": ["history.csv", "weights.pt"],
-    "9_final": ["options.csv"],
-    "10_evaluation": [
+    "9_ensemble": ["history_2.csv", "validation_2.npy", "weights_2.pt"],
+    "10_final": ["options.csv"],
+    "11_evaluation": [
         *("metrics.csv", "model.safetensors", "predictions.csv", "predictions.npy", "scored.csv", "test.npy"),
         *("calibration.csv", "validation.csv"),
     ],
@@ -57,8 +58,9 @@ def test_stage_leaves_its_artefacts(finished, stage):
 
 
 def test_finished_run_holds_no_checkpoint_and_no_half_written_file(finished):
-    names = {path.name for path in files(finished.root)} - {"weights.pt"}
+    names = {path.name for path in files(finished.root)} - {"weights.pt", "weights_2.pt"}
     assert not [name for name in names if name.endswith((".tmp", ".pt"))]
+    assert "train_2.npy" not in names
 
 
 # ---- read through
@@ -88,6 +90,7 @@ def test_second_call_gives_equal_results(copied, finished):
         ("selection", "halving", fomo.search_head, "selection: stored alone, asked halving"),
         ("head_batch", 2, fomo.tune_head, "head_batch: stored 6, asked 2"),
         ("head_epochs", 9, fomo.train_head, "head_epochs: stored 4, asked 9"),
+        ("members", 3, fomo.train_members, "members: stored 2, asked 3"),
         ("final", "searched", fomo.compose, "final: stored validation, asked searched"),
         ("trials", 5, fomo.evaluate, "trials: stored 3, asked 5"),
     ],

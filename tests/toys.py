@@ -28,6 +28,7 @@ SETTINGS = {
     "alone_epochs": 1,
     "head_trials": 3,
     "head_epochs": 4,
+    "members": 2,
     "bootstrap": 200,
 }
 SHORT = {
@@ -48,6 +49,7 @@ STAGES = (
     fomo.search_head,
     fomo.tune_head,
     fomo.train_head,
+    fomo.train_members,
     fomo.compose,
     fomo.evaluate,
 )

@@ -1,0 +1,53 @@
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import toys
+
+import fomo
+from fomo.preprocessing import image_loader
+from fomo.training import evaluate, predict
+
+
+def test_each_network_has_its_own_division_and_knows_all_images_together(finished):
+    data = [member.data.images.set_index("file") for member in fomo.train_members(finished.run)]
+    assert data[0].index.sort_values().equals(data[1].index.sort_values())
+    validation = [set(images.index[images["split"] == "validation"]) for images in data]
+    assert len(validation[0]) == len(validation[1]) == 12
+    assert validation[0] != validation[1]
+
+
+def test_rows_stay_with_their_images_in_every_division(finished):
+    first, second = (member.data for member in fomo.train_members(finished.run))
+    columns = ["label", "row"]
+    pd.testing.assert_frame_equal(
+        first.images.set_index("file")[columns].sort_index(), second.images.set_index("file")[columns].sort_index()
+    )
+
+
+def test_second_network_is_another_one_that_has_learned_as_much(finished):
+    run = finished.run
+    first, second = fomo.train_members(run)
+    assert not torch.equal(first.network.head[0].weight, second.network.head[0].weight)
+    history = pd.read_csv(run.folder / "9_ensemble" / "history_2.csv")
+    assert history["epoch"].tolist() == [1, 2, 3]
+    batches = image_loader(run, second.data.part("validation"), second.network.backbone)
+    loss, accuracy = evaluate(second.network, batches, run.device)
+    best = history.loc[history["validation_loss"].idxmin()]
+    assert (loss, accuracy) == pytest.approx((best["validation_loss"], best["validation_accuracy"]), abs=1e-5)
+
+
+def test_features_of_a_network_are_of_the_images_that_it_has_not_seen(finished):
+    for member in fomo.train_members(finished.run):
+        backbone = member.network.backbone
+        batches = image_loader(finished.run, member.data.part("validation"), backbone)
+        assert np.allclose(predict(backbone, batches, finished.run.device)[0], member.features, atol=1e-5)
+
+
+def test_one_network_is_the_one_that_all_choices_were_made_on(dataset):
+    run = toys.tiny_run(dataset, members=1, **toys.SHORT)
+    (only,) = fomo.train_members(run)
+    assert torch.equal(only.network.head[0].weight, fomo.finetune_best(run).model.head[0].weight)
+    metrics = fomo.evaluate(run).metrics
+    assert "one network" not in metrics["model"].to_numpy()
+    assert len(fomo.load_model(fomo.evaluate(run).model_path).classifier.networks) == 1
