@@ -27,6 +27,7 @@ class Config:
     validation_share: float = 0.2  # of the train split; all choices are made on it
     rotation: float = 30.0  # largest angle of the random rotation, in degrees
     zoom: float = 0.0  # of the side, at most so much is cut away at random and the rest enlarged; 0: none
+    randaugment: int = 0  # operations of RandAugment (colours, contrast, shear, ...) on each image; 0: none
     train_scale: float = 1.0  # side of the images in training, as a share of the side that the network is judged at
     batch_size: int = 64  # images a step
     on_bad: str = "raise"  # images that cannot be read: raise, or skip (the run goes on without them, and says so)
@@ -36,7 +37,9 @@ class Config:
     first_epochs: int = 8  # of the first finetuning, at the report's first point
     epochs: int = 8  # of the finetuning of the study's winner
     schedule: str = "constant"  # of the learning rate: constant, or cosine (from a warm-up to 0)
+    layer_decay: float = 1.0  # each stage of the backbone learns at so much of the rate of what follows it
     label_smoothing: float = 0.0  # this share of each label is spread over all classes, in the training loss
+    mixup: float = 0.0  # each image is mixed with another; the parameter of the Beta distribution of the share; 0: none
     averaging: float = 0.0  # decay a step of a moving average of the weights, which is what is kept; 0: none
     keep: str = "loss"  # the epoch of a finetuning that is kept: that of the best validation loss, or accuracy
     trials: int = 30  # configurations that the first Bayesian optimisation tries
@@ -88,9 +91,9 @@ CHOICES = {
     "final": ("searched", "validation"),
 }
 FROM_ZERO = ("seed", "rotation", "zoom", "label_smoothing", "averaging", "trial_size", "trial_views")
-FROM_ZERO += ("race_epochs", "head_images")
+FROM_ZERO += ("race_epochs", "head_images", "randaugment", "mixup")
 SHARES = ("crop", "zoom", "train_scale", "validation_share", "trial_share", "race_share")
-SHARES += ("label_smoothing", "averaging")
+SHARES += ("label_smoothing", "averaging", "layer_decay")
 NAMED = ("on_bad", "on_leak", "balance")  # where they are not the usual ones, they are in the name of a run's folder
 
 PRESETS = {

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, WeightedRandomSampler
+from torchvision.transforms import v2
 
 from fomo.artifacts import release
 
@@ -36,15 +37,31 @@ class ImageBatches(torch.utils.data.Dataset):
     """Batches of images as the network sees them: numbers -> (float tensor (batch, 3, side, side), labels (batch)).
 
     Image i is `pixels`[`rows`[i]], scaled down to `side` pixels unless that is 0. With a `generator`, images are
-    augmented, and then `scale` of that side; without one, neither.
+    augmented, by so many operations of RandAugment (Cubuk et al., arXiv:1909.13719) and by `augment`, and then `scale`
+    of that side; without one, neither.
     """
 
-    def __init__(self, pixels, rows, labels, mean, std, *, rotation=0.0, zoom=0.0, side=0, scale=1.0, generator=None):
+    def __init__(
+        self,
+        pixels,
+        rows,
+        labels,
+        mean,
+        std,
+        *,
+        randaugment=0,
+        rotation=0.0,
+        zoom=0.0,
+        side=0,
+        scale=1.0,
+        generator=None,
+    ):
         self.pixels = pixels
         self.rows = np.asarray(rows)
         self.labels = torch.tensor(labels, dtype=torch.int64)
         self.mean = torch.tensor(mean).view(1, 3, 1, 1)
         self.std = torch.tensor(std).view(1, 3, 1, 1)
+        self.randaugment = v2.RandAugment(randaugment) if randaugment else None
         self.rotation = rotation
         self.zoom = zoom
         self.side = side
@@ -55,8 +72,13 @@ class ImageBatches(torch.utils.data.Dataset):
         return len(self.labels)
 
     def __getitem__(self, numbers: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        images = torch.from_numpy(np.array(self.pixels[self.rows[numbers]])).float().div_(255)
+        images = torch.from_numpy(np.array(self.pixels[self.rows[numbers]]))
         release(self.pixels)
+        if self.generator is not None and self.randaugment:
+            with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's own generator
+                torch.manual_seed(int(torch.randint(2**31, (1,), generator=self.generator)))
+                images = torch.stack([self.randaugment(image) for image in images])
+        images = images.float().div_(255)
         if 0 < self.side < images.shape[-1]:
             images = F.interpolate(images, size=(self.side, self.side), mode="bilinear", antialias=True)
         if self.generator is not None:

@@ -220,9 +220,9 @@ def fit_batches(
 ) -> pd.DataFrame:
     """Trains `model`, in place, with `configuration` and the run's recipe; returns its learning curves."""
     settings, config = {name: value for name, value in configuration.items() if name != "layer"}, run.config
-    optimizer = make_optimizer(model, **settings)
+    optimizer = make_optimizer(model, **settings, layer_decay=config.layer_decay)
     options = {"keep": config.keep} | options | {"seed": config.seed, "device": run.device, "schedule": config.schedule}
-    options |= {"label_smoothing": config.label_smoothing, "averaging": config.averaging}
+    options |= {"label_smoothing": config.label_smoothing, "mixup": config.mixup, "averaging": config.averaging}
     return fit(model, optimizer, train, validation, epochs, **options)
 
 

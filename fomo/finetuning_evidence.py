@@ -26,7 +26,7 @@ from fomo.stages import outcome
 from fomo.trials import run_trial
 from fomo.tuning import Study
 
-RECIPES = {  # each a change to the first, and all of them at once
+RECIPES = {  # each a change to the first; "all" is those above it at once
     "plain": {},
     "whole image": {"crop": 1.0},
     "cosine": {"schedule": "cosine"},
@@ -34,6 +34,14 @@ RECIPES = {  # each a change to the first, and all of them at once
     "averaging": {"averaging": 0.99},
 }
 RECIPES["all"] = {name: value for settings in RECIPES.values() for name, value in settings.items()}
+RECIPES |= {
+    "fewer pixels": {"train_scale": 0.75},
+    "cut-outs": {"zoom": 0.3},
+    "less rotation": {"rotation": 10.0},
+    "RandAugment": {"randaugment": 2},
+    "mixup": {"mixup": 0.2},
+    "layer decay": {"layer_decay": 0.5},
+}
 RECIPE_EPOCHS = 4
 
 

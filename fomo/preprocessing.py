@@ -118,8 +118,10 @@ def image_batches(
 
     `side`, in pixels, that the images are scaled down to; 0: as they are stored.
     """
-    options = {"rotation": run.config.rotation, "zoom": run.config.zoom, "scale": run.config.train_scale}
-    return ImageBatches(*part, backbone.mean, backbone.std, side=side, generator=generator, **options)
+    config = run.config
+    options = {"rotation": config.rotation, "zoom": config.zoom, "scale": config.train_scale}
+    options |= {"randaugment": config.randaugment, "side": side, "generator": generator}
+    return ImageBatches(*part, backbone.mean, backbone.std, **options)
 
 
 def image_loader(

@@ -15,8 +15,8 @@ from fomo.datasets import load_dataset
 from fomo.tuning import Study
 
 FINETUNING = (
-    *("backbone", "weights", "rotation", "zoom", "train_scale", "batch_size", "balance"),
-    *("schedule", "label_smoothing", "averaging"),
+    *("backbone", "weights", "rotation", "zoom", "randaugment", "train_scale", "batch_size", "balance"),
+    *("schedule", "layer_decay", "label_smoothing", "mixup", "averaging"),
 )
 # The folder of each stage: the stage that it follows, and the settings that it adds to those of all stages before it.
 STAGES = {

@@ -25,10 +25,24 @@ class DivergedError(ArithmeticError):
 
 
 def make_optimizer(
-    model: nn.Module, optimizer: str, lr: float, weight_decay: float, momentum: float | None = None
+    model: nn.Module,
+    optimizer: str,
+    lr: float,
+    weight_decay: float,
+    momentum: float | None = None,
+    layer_decay: float = 1.0,
 ) -> torch.optim.Optimizer:
-    """The optimizer called adam, sgd or rmsprop for all weights that are not fixed; momentum acts in sgd only."""
+    """The optimizer called adam, sgd or rmsprop for all weights that are not fixed; momentum acts in sgd only.
+
+    With `layer_decay` below 1, each stage of a classifier's backbone has so much less of the learning rate than what
+    follows it (Howard and Ruder, arXiv:1801.06146).
+    """
     weights = [weight for weight in model.parameters() if weight.requires_grad]
+    if layer_decay != 1.0:
+        stages = {}
+        for depth, stage in enumerate(reversed(model.backbone.stages), start=1):
+            stages |= {weight: depth for module in stage for weight in module.parameters(recurse=False)}
+        weights = [{"params": [weight], "lr": lr * layer_decay ** stages.get(weight, 0)} for weight in weights]
     if optimizer == "adam":  # fused: one pass over the memory, which is most of a step of the bank
         return torch.optim.Adam(weights, lr, weight_decay=weight_decay, fused=True)
     if optimizer == "sgd":
@@ -55,6 +69,12 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, smoothing: float =
     return F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing).mean(0)
 
 
+def mix(inputs: torch.Tensor, labels: torch.Tensor, parameter: float) -> tuple[torch.Tensor, list[tuple]]:
+    """Each input mixed with its neighbour in the batch, and the (share, labels) of both: mixup (`fit`)."""
+    share = torch.distributions.Beta(parameter, parameter).sample().item()
+    return inputs.lerp(inputs.roll(1, 0), share), [(1 - share, labels), (share, labels.roll(1, 0))]
+
+
 def fit(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -66,6 +86,7 @@ def fit(
     device: torch.device,
     schedule: str = "constant",
     label_smoothing: float = 0.0,
+    mixup: float = 0.0,
     averaging: float = 0.0,
     keep: str = "loss",
     checkpoint: Path | None = None,
@@ -80,8 +101,10 @@ def fit(
     in one (`model` = 0, 1, ...): their losses add up, so each is trained as if alone, and left at its own best epoch.
 
     `schedule` is that of the learning rate (constant, cosine), `label_smoothing` that of the training loss. With
-    `averaging`, what is validated and kept is a moving average of the weights (and batch statistics), which moves by
-    1 - `averaging` a step, faster in the beginning (Polyak; Tarvainen and Valpola, arXiv:1703.01780).
+    `mixup`, each input is mixed with another one of its batch, and so is the loss, by a share drawn from a Beta
+    distribution of that parameter, one a batch (H. Zhang et al., arXiv:1710.09412). With `averaging`, what is validated
+    and kept is a moving average of the weights (and batch statistics), which moves by 1 - `averaging` a step, faster in
+    the beginning (Polyak; Tarvainen and Valpola, arXiv:1703.01780).
 
     With a `checkpoint`, an interrupted training goes on after its last whole epoch, to the same weights: whatever is
     random in an epoch is drawn anew from `seed` and the epoch's number. Raises `DivergedError` when the loss of a model
@@ -118,7 +141,9 @@ def fit(
                 for inputs, labels in train:
                     inputs, labels = inputs.to(device), labels.to(device)
                     optimizer.zero_grad()
-                    loss = cross_entropy(model(inputs), labels, label_smoothing)
+                    inputs, targets = mix(inputs, labels, mixup) if mixup else (inputs, [(1.0, labels)])
+                    logits = model(inputs)
+                    loss = sum(share * cross_entropy(logits, target, label_smoothing) for share, target in targets)
                     loss.sum().backward()
                     optimizer.step()
                     if scheduler:

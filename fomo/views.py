@@ -29,6 +29,10 @@ class Moving(nn.Module):
         super().__init__()
         self.classifier = classifier
 
+    @property
+    def backbone(self) -> Backbone:
+        return self.classifier.backbone
+
     def forward(self, reached: torch.Tensor) -> torch.Tensor:
         return self.classifier.head(self.classifier.backbone.resume(reached))
 

@@ -68,9 +68,10 @@ def test_batch_is_normalised_and_has_three_channels(channels):
     assert labels.tolist() == [1, 1]
 
 
-def test_only_batches_with_a_generator_are_augmented():
+@pytest.mark.parametrize("augmentation", [{"rotation": 30.0}, {"randaugment": 2}])
+def test_only_batches_with_a_generator_are_augmented(augmentation):
     pixels = np.random.default_rng(0).integers(0, 256, (4, 3, 8, 8), dtype=np.uint8)
-    options = {"mean": (0.0,) * 3, "std": (1.0,) * 3, "rotation": 30.0}
+    options = {"mean": (0.0,) * 3, "std": (1.0,) * 3} | augmentation
     plain = ImageBatches(pixels, range(4), [0] * 4, **options)
     train = ImageBatches(pixels, range(4), [0] * 4, **options, generator=torch.Generator().manual_seed(0))
     rows = [0, 1, 2, 3]
@@ -78,11 +79,14 @@ def test_only_batches_with_a_generator_are_augmented():
     assert not torch.equal(train[rows][0], plain[rows][0])
 
 
-def test_generator_alone_decides_the_batches_of_an_epoch():
+@pytest.mark.parametrize("channels", [1, 3])
+def test_generator_alone_decides_the_batches_of_an_epoch(channels):
     def epoch(seed):
+        torch.rand(1)
         generator = torch.Generator().manual_seed(seed)
-        pixels = np.random.default_rng(0).integers(0, 256, (9, 3, 8, 8), dtype=np.uint8)
-        batches = ImageBatches(pixels, range(9), range(9), (0.0,) * 3, (1.0,) * 3, rotation=30.0, generator=generator)
+        pixels = np.random.default_rng(0).integers(0, 256, (9, channels, 8, 8), dtype=np.uint8)
+        options = {"rotation": 30.0, "randaugment": 2, "generator": generator}
+        batches = ImageBatches(pixels, range(9), range(9), (0.0,) * 3, (1.0,) * 3, **options)
         return torch.cat([images for images, _ in loader(batches, 4, generator)])
 
     assert torch.equal(epoch(0), epoch(0))

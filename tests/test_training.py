@@ -11,10 +11,10 @@ from fomo.bank import HeadBank
 from fomo.classifier import Classifier
 from fomo.data import FeatureBatches, ImageBatches, loader
 from fomo.heads import HEADS, LINEAR
-from fomo.training import DivergedError, cosine, cross_entropy, evaluate, fit, make_optimizer, predict
+from fomo.training import DivergedError, cosine, cross_entropy, evaluate, fit, make_optimizer, mix, predict
 
 CPU = torch.device("cpu")
-RECIPE = {"schedule": "cosine", "label_smoothing": 0.1, "averaging": 0.9}
+RECIPE = {"schedule": "cosine", "label_smoothing": 0.1, "mixup": 0.5, "averaging": 0.9}
 OPTIMIZERS = ("adam", "sgd", "rmsprop")
 PIXELS = np.stack([toys.draw(number % 3, (32, 32, 1), seed=number).transpose(2, 0, 1) for number in range(24)])
 LABELS = np.arange(24) % 3
@@ -57,6 +57,19 @@ def test_optimizer_leaves_out_what_is_fixed(optimizer):
     groups = make_optimizer(model, optimizer, 0.1, 0.2, 0.3).param_groups
     assert [tuple(weight.shape) for group in groups for weight in group["params"]] == [(2, 3), (2,)]
     assert (groups[0]["lr"], groups[0]["weight_decay"]) == (0.1, 0.2)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_each_stage_learns_at_a_share_of_the_rate_of_what_follows_it(optimizer):
+    model = new_classifier()
+    model.backbone.fix_until(2)
+    groups = make_optimizer(model, optimizer, 0.1, 0.2, layer_decay=0.5).param_groups
+    rates = {weight: group["lr"] for group in groups for weight in group["params"]}
+    assert {rates[weight] for weight in model.head.parameters()} == {0.1}
+    for stage, rate in ((2, 0.0125), (3, 0.025), (4, 0.05)):
+        weights = [weight for module in model.backbone.stages[stage - 1] for weight in module.parameters(recurse=False)]
+        assert {rates.pop(weight) for weight in weights} == {rate}
+    assert len(rates) == len(list(model.head.parameters()))  # and nothing of stage 1
 
 
 @pytest.mark.parametrize(("optimizer", "momentum"), [("sgd", 0.3), ("adam", 0), ("rmsprop", 0)])
@@ -157,10 +170,23 @@ def test_smoothing_spreads_a_share_of_the_label_over_all_classes():
     torch.testing.assert_close(cross_entropy(logits, labels, 0.3), -(target * scores).sum(-1).mean(-1))
 
 
-def test_smoothing_acts_in_training_only():
+def test_mixup_mixes_inputs_and_losses_by_the_same_share():
+    torch.manual_seed(0)
+    inputs, labels, shares = torch.eye(4), torch.arange(4), []
+    for _ in range(200):
+        mixed, ((first, own), (second, other)) = mix(inputs, labels, 0.2)
+        target = first * torch.nn.functional.one_hot(own, 4) + second * torch.nn.functional.one_hot(other, 4)
+        torch.testing.assert_close(mixed, target)  # an input is its own label here
+        shares.append(first)
+    assert 0.4 < np.mean(shares) < 0.6
+    assert np.mean((np.array(shares) > 0.1) & (np.array(shares) < 0.9)) < 0.5  # Beta(0.2, 0.2) is mostly at its ends
+
+
+@pytest.mark.parametrize("recipe", [{"label_smoothing": 0.9}, {"mixup": 5.0}])
+def test_smoothing_and_mixup_act_in_training_only(recipe):
     model = LINEAR.build(6, 3)
     loaders = feature_loaders()
-    options = {"seed": 0, "device": CPU, "label_smoothing": 0.9}
+    options = {"seed": 0, "device": CPU} | recipe
     history = fit(model, make_optimizer(model, "adam", 0.05, 0.0), *loaders, 1, **options)
     logits, labels = predict(model, loaders[1], CPU)
     assert history["validation_loss"][0] == pytest.approx(float(cross_entropy(logits.double(), labels)))
