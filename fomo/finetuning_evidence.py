@@ -26,7 +26,7 @@ from fomo.stages import outcome
 from fomo.trials import run_trial
 from fomo.tuning import Study
 
-RECIPES = {  # each a change to the first; "all" is those above it at once
+RECIPES = {  # each a change to the first; "all" is those above it at once, "best" what the preset took of them
     "plain": {},
     "whole image": {"crop": 1.0},
     "cosine": {"schedule": "cosine"},
@@ -41,7 +41,9 @@ RECIPES |= {
     "RandAugment": {"randaugment": 2},
     "mixup": {"mixup": 0.2},
     "layer decay": {"layer_decay": 0.5},
+    "best": {"crop": 1.0, "schedule": "cosine", "averaging": 0.99},
 }
+RECIPES["best and mixup"] = RECIPES["best"] | RECIPES["mixup"]
 RECIPE_EPOCHS = 4
 
 
