@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from fomo import finetuning_evidence as evidence
-from fomo.config import make_config
+from fomo.config import PRESETS, make_config
 
 
 def test_recipes_are_compared_with_the_plain_one_seed_by_seed():
@@ -24,8 +24,7 @@ def test_recipe_called_all_is_the_changes_above_it_at_once():
     above = list(evidence.RECIPES.values())[1 : list(evidence.RECIPES).index("all")]
     assert all(len(settings) == 1 for settings in above)
     assert evidence.RECIPES["all"] == {name: value for settings in above for name, value in settings.items()}
-    best = PRESETS["best"].items()
-    assert evidence.RECIPES["best"].items() <= best
+    assert evidence.RECIPES["best"].items() <= PRESETS["best"].items()
     for settings in [*evidence.RECIPES.values(), *evidence.FIDELITIES.values()]:
         make_config("fashion_sample", **settings)
 
