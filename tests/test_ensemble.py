@@ -25,7 +25,7 @@ def test_rows_stay_with_their_images_in_every_division(finished):
     )
 
 
-def test_second_network_is_another_one_that_has_learned_as_much(finished):
+def test_second_network_is_another_one_kept_at_its_own_best_epoch(finished):
     run = finished.run
     first, second = fomo.train_members(run)
     assert not torch.equal(first.network.head[0].weight, second.network.head[0].weight)
