@@ -12,12 +12,13 @@ PRESET ?= quick
 SEED ?= 0
 BACKBONE ?=
 WEIGHTS ?=
+IMAGE_SIZE ?=
 ON_BAD ?= raise
 ON_LEAK ?= warn
 BALANCE ?= none
 
 # A mistyped variable (make report DATSET=flowers) would otherwise be ignored in silence.
-VARIABLES := DATASET PRESET SEED BACKBONE WEIGHTS ON_BAD ON_LEAK BALANCE PYTHON
+VARIABLES := DATASET PRESET SEED BACKBONE WEIGHTS IMAGE_SIZE ON_BAD ON_LEAK BALANCE PYTHON
 UNKNOWN := $(filter-out $(VARIABLES),$(foreach v,$(.VARIABLES),$(if $(filter command line,$(origin $v)),$v)))
 UNKNOWN := $(filter-out MAKEFLAGS MAKEOVERRIDES -*-command-variables-*-,$(UNKNOWN))
 ifneq ($(strip $(UNKNOWN)),)
@@ -29,10 +30,10 @@ endif
 help:  ## this list
 	@echo "fomo: finetune, optimise, search"
 	@sed -n 's/^\([a-z]*\):.*##/  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
-	@echo "  variables     DATASET (a name or a folder), PRESET (quick, report, best), SEED, BACKBONE, WEIGHTS, ON_BAD, ON_LEAK, BALANCE"
+	@echo "  variables     DATASET (a name or a folder), PRESET (quick, report, best), SEED, BACKBONE, WEIGHTS, IMAGE_SIZE, ON_BAD, ON_LEAK, BALANCE"
 
 RUN = --dataset "$(DATASET)" --preset "$(PRESET)" --seed "$(SEED)" --backbone "$(BACKBONE)" --weights "$(WEIGHTS)" \
-	--on-bad "$(ON_BAD)" --on-leak "$(ON_LEAK)" --balance "$(BALANCE)"
+	--image-size "$(IMAGE_SIZE)" --on-bad "$(ON_BAD)" --on-leak "$(ON_LEAK)" --balance "$(BALANCE)"
 
 report: $(VENV)/installed  ## the whole pipeline: figures, tables, a model; make report DATASET=flowers PRESET=report
 	@$(BIN)/python -m fomo report $(RUN)

@@ -26,6 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
         command.add_argument("--seed", default="0", help="a whole number from 0")
         command.add_argument("--backbone", help="a network that timm knows; the preset names one")
         command.add_argument("--weights", help="imagenet, random, or a .safetensors or .pth file")
+        command.add_argument("--image-size", help="in pixels; the preset has one for each data set")
         command.add_argument("--on-bad", default="raise", help="images that cannot be read: raise, skip")
         command.add_argument("--on-leak", default="warn", help="train images that are in test too: warn, drop")
         command.add_argument("--balance", default="none", help="classes of unequal size: none, sampler")
@@ -96,12 +97,15 @@ def _run(given: argparse.Namespace) -> tuple[Run, dict]:
     """The run with the parameters given, and those that are neither data set, preset nor seed."""
     if not given.seed.isdecimal():
         raise UserError(f"seed '{given.seed}' is not a whole number from 0")
+    if given.image_size and not given.image_size.isdecimal():
+        raise UserError(f"image size '{given.image_size}' is not a whole number of pixels")
     dataset, weights = given.dataset, given.weights or None
     if dataset not in DATASETS:  # notebooks run in another folder
         dataset = str(Path(dataset).expanduser().absolute())
     if weights not in (None, "imagenet", "random"):
         weights = str(Path(weights).expanduser().absolute())
     settings = {"backbone": given.backbone or None, "weights": weights}
+    settings |= {"image_size": int(given.image_size) if given.image_size else None}
     settings |= {"on_bad": given.on_bad, "on_leak": given.on_leak, "balance": given.balance}
     return Run(dataset, given.preset, seed=int(given.seed), **settings), settings
 

@@ -189,16 +189,16 @@ class Run:
         self.preset = preset
         self.inputs: dict[str, str] = {}  # fingerprints of data and weights, which the settings only name
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        if name is None:
-            weights = "" if self.config.weights == "imagenet" else f"-{Path(self.config.weights).stem}"
-            plain = make_config("fashion_sample")
-            chosen = [
-                f"-{getattr(self.config, field)}"
-                for field in NAMED
-                if getattr(self.config, field) != getattr(plain, field)
-            ]
-            name = f"{preset}-{self.config.backbone}{weights}{''.join(chosen)}-seed{seed}"
-        self.folder = runs_folder(dataset) / name
+        plain, chosen = make_config(dataset, preset), []
+        if self.config.weights != "imagenet":
+            chosen.append(Path(self.config.weights).stem)
+        for field, text in NAMED.items():
+            if getattr(self.config, field) != getattr(plain, field):
+                chosen.append(text.format(getattr(self.config, field)))
+        backbone = [] if self.config.backbone == plain.backbone else [self.config.backbone]
+        seeded = [f"seed{seed}"] if seed else []
+        self.variant = "".join(f"-{choice}" for choice in [*backbone, *chosen, *seeded])  # from the plain preset
+        self.folder = runs_folder(dataset) / (name or "-".join([preset, self.config.backbone, *chosen, f"seed{seed}"]))
         self.figures = Path(os.environ.get("FOMO_FIGURES") or ROOT / "figures") / self.folder.parent.name
         if os.environ.get("FOMO_FRESH") == "1":
             shutil.rmtree(self.folder, ignore_errors=True)

@@ -36,35 +36,50 @@ class Classifier(nn.Module):
 
 class Network(nn.Module):
     """A backbone with one or more `heads`: images (batch, 3, side, side) -> log-probabilities (batch, classes), the
-    mean of all heads; with `mirror`, each image is also seen as its mirror image."""
+    mean of all heads and of the first `views` of each image (`view`)."""
 
-    def __init__(self, backbone: Backbone, heads: list[nn.Module], mirror: bool = False):
+    def __init__(self, backbone: Backbone, heads: list[nn.Module], views: int = 1):
         super().__init__()
         self.backbone = backbone
         self.heads = nn.ModuleList(heads)
-        self.mirror = mirror
+        self.views = views
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        views = [images, images.flip(-1)] if self.mirror else [images]
-        return self.judge([self.backbone(view) for view in views])
+        return self.judge([self.backbone(view(images, number)) for number in range(self.views)])
 
     def judge(self, views: list[torch.Tensor]) -> torch.Tensor:
-        """The same from the features (batch, features) of one or two views."""
+        """The same from the features (batch, features) of each view."""
         logits = [head(features) for features in views for head in self.heads]
         return average(logits, [1.0] * len(logits))
 
 
 class FinalClassifier(nn.Module):
     """What a run ends with: images (batch, 3, side, side) -> log-probabilities (batch, classes), the mean of one or
-    more `networks`, each calibrated by a temperature of its own (Guo et al., arXiv:1706.04599)."""
+    more `networks`, each calibrated by a temperature of its own (Guo et al., arXiv:1706.04599). `handicaps` (classes)
+    are taken off the log-probabilities before a class is named (`decide`), where rare classes would be named too
+    seldom (logit adjustment; Menon et al., arXiv:2007.07314)."""
 
-    def __init__(self, networks: list[Network], temperatures: list[float]):
+    def __init__(self, networks: list[Network], temperatures: list[float], handicaps: list[float]):
         super().__init__()
         self.networks = nn.ModuleList(networks)
         self.temperatures = temperatures
+        self.handicaps = handicaps
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return average([network(images) for network in self.networks], self.temperatures)
+
+    def decide(self, logits: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """The class to name (batch) by log-probabilities (batch, classes), which is the most probable one but for the
+        handicaps, and the confidence, which is its probability (batch)."""
+        named = (logits - torch.tensor(self.handicaps).to(logits)).argmax(1)
+        return named.cpu().numpy(), logits.softmax(1).gather(1, named[:, None]).squeeze(1).cpu().numpy()
+
+
+def view(images: torch.Tensor, number: int) -> torch.Tensor:
+    """One of eight views of square images (batch, channels, side, side): 0 the image, 1 its mirror image, then both
+    turned by a quarter (2, 3), a half (4, 5) and three quarters (6, 7)."""
+    images = images.flip(-1) if number % 2 else images
+    return images.rot90(number // 2, (-2, -1)) if number > 1 else images
 
 
 def average(logits: list[torch.Tensor], temperatures: list[float]) -> torch.Tensor:
@@ -77,8 +92,8 @@ def average(logits: list[torch.Tensor], temperatures: list[float]) -> torch.Tens
 class Model:
     """A trained classifier with all that it takes to classify an image file: `classes` and preprocessing.
 
-    `description` holds backbone, heads, mirror, temperatures (of each network), classes, image_size, crop and channels
-    (1: trained on grey images).
+    `description` holds backbone, heads, views, temperatures (of each network), handicaps (of each class), classes,
+    image_size, crop and channels (1: trained on grey images).
     """
 
     def __init__(self, classifier: FinalClassifier, description: dict):
@@ -87,17 +102,17 @@ class Model:
         self.classes = description["classes"]
 
     def predict(self, images: Iterable[str | Path | Image.Image], batch_size: int = 64) -> pd.DataFrame:
-        """The class of each image (a path or an open PIL image), its confidence, and the probability of every class."""
+        """The class of each image (a path or an open PIL image), the confidence, which is its probability, and the
+        probability of every class."""
         side, channels = self.description["image_size"], self.description["channels"]
         opened = (image if isinstance(image, Image.Image) else Image.open(image) for image in images)
         pixels = np.stack([to_pixels(image, side, channels, self.description["crop"]) for image in opened])
         backbone = self.classifier.networks[0].backbone
         batches = ImageBatches(pixels, range(len(pixels)), np.zeros(len(pixels)), backbone.mean, backbone.std)
         logits, _ = predict(self.classifier, loader(batches, batch_size), torch.device("cpu"))
-        table = pd.DataFrame(logits.softmax(1).numpy(), columns=self.classes)
-        table.insert(0, "class", table[self.classes].idxmax(axis=1))
-        table.insert(1, "confidence", table[self.classes].max(axis=1))
-        return table
+        (named, confidence), table = self.classifier.decide(logits), logits.softmax(1).numpy()
+        columns = {"class": [self.classes[number] for number in named], "confidence": confidence}
+        return pd.concat([pd.DataFrame(columns), pd.DataFrame(table, columns=self.classes)], axis=1)
 
     def save(self, path: Path) -> None:
         """Stores everything in one .safetensors file; `load_model` needs nothing else."""
@@ -119,7 +134,7 @@ def load_model(path: str | Path) -> Model:
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"model {path} cannot be read ({error})") from error
     networks = [_build(description) for _ in description["temperatures"]]
-    classifier = FinalClassifier(networks, description["temperatures"])
+    classifier = FinalClassifier(networks, description["temperatures"], description["handicaps"])
     try:
         classifier.load_state_dict(state)
     except RuntimeError as error:
@@ -131,4 +146,4 @@ def _build(description: dict) -> Network:
     """A network as described, its weights yet to be loaded."""
     backbone = Backbone(description["backbone"], description["image_size"])
     heads = [read_head(one).build(backbone.num_features, len(description["classes"])) for one in description["heads"]]
-    return Network(backbone, heads, description["mirror"])
+    return Network(backbone, heads, description["views"])

@@ -76,7 +76,7 @@ class Config:
 
     members: int = 1  # networks that the final model is the mean of, each trained on its own division (ensemble.py)
     final: str = "searched"  # the final model: the searched head, or what is best on validation: it, the backbone's own
-    # linear layer, or the mean of both; on the image alone, or also on its mirror image (final.py)
+    # linear layer, or the mean of both; on the image alone, or also on further views of it (final.py)
     bootstrap: int = 2000  # resamples of the test images behind every interval
 
 
@@ -94,7 +94,8 @@ FROM_ZERO = ("seed", "rotation", "zoom", "label_smoothing", "averaging", "trial_
 FROM_ZERO += ("race_epochs", "head_images", "randaugment", "mixup")
 SHARES = ("crop", "zoom", "train_scale", "validation_share", "trial_share", "race_share")
 SHARES += ("label_smoothing", "averaging", "layer_decay")
-NAMED = ("on_bad", "on_leak", "balance")  # where they are not the usual ones, they are in the name of a run's folder
+# Where these are not the preset's, the name of a run's folder says so.
+NAMED = {"on_bad": "{}", "on_leak": "{}", "balance": "{}", "image_size": "{}px"}
 
 PRESETS = {
     # The default: the whole pipeline in minutes on two cores. Small where time is spent, the report's elsewhere.
@@ -179,6 +180,7 @@ BEST = {
         "rotation": 180.0,  # seen from above, no side is up
         "epochs": 24,  # after 16 it does not overfit yet
         "race_share": 1.0,  # on half of the images, the race took the wrong depth
+        "members": 3,  # as many as two hours are enough for
     },
 }
 

@@ -1,4 +1,4 @@
-"""Stage 10: the test split, read once, for the final model and for everything that it has to be better than."""
+"""Stage 11: the test split, read once, for the final model and for everything that it has to be better than."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from scipy.special import softmax
 from torch import nn
 
 from fomo import metrics
@@ -58,25 +57,29 @@ def evaluate(run: Run) -> Evaluation:
         shown, images = (stage.array("test"), rows, test["label"].to_numpy()[rows]), test.iloc[rows]
         model, validation = compose(run).model, data.part("validation")
         networks, temperatures = model.classifier.networks, model.classifier.temperatures
+        decide = model.classifier.decide
         outputs = [_judge(run, network, shown) for network in networks]
         first = [_judge(run, networks[0], validation)]  # further networks have been trained on these images
-        validated = average(first, temperatures[:1]).numpy()
-        _store_predictions(stage, test, rows, average(outputs, temperatures).numpy(), classes)
+        validated, _ = decide(average(first, temperatures[:1]))
+        logits = average(outputs, temperatures)
+        _store_predictions(stage, test, rows, decide(logits), classes)
         if split == "validation":
             shown, images, outputs = validation, data.images[data.images["split"] == "validation"], first
-        logits = average(outputs, temperatures[: len(outputs)]).numpy()
+            logits = average(outputs, temperatures[:1])
         predictions = _predict_others(run, stage, data, shown)
         if len(outputs) > 1:
-            predictions |= {"one network": outputs[0].argmax(1).numpy()}
-        predictions |= {"final": logits.argmax(1)}
+            predictions |= {"one network": decide(average(outputs[:1], temperatures[:1]))[0]}
+        if any(model.classifier.handicaps):
+            predictions |= {"most probable class": logits.argmax(1).numpy()}
+        predictions["final"], confidence = decide(logits)
         options = {"classes": len(classes), "resamples": config.bootstrap, "seed": config.seed}
         stage.save_table("metrics", metrics.measure(shown[2], predictions, **options))
-        stage.save_table("validation", metrics.measure(validation[2], {"final": validated.argmax(1)}, **options))
+        stage.save_table("validation", metrics.measure(validation[2], {"final": validated}, **options))
         as_they_come = average(outputs, [1.0] * len(outputs)).numpy()
-        sure = {"as they come": as_they_come, "calibrated": logits}
+        sure = {"as they come": as_they_come, "calibrated": logits.numpy()}
         stage.save_table("calibration", _calibration(shown[2], sure))
         columns = images[["file", "label"]].assign(row=shown[1], **predictions)
-        stage.save_table("scored", columns.assign(confidence=softmax(logits, axis=1).max(axis=1)))
+        stage.save_table("scored", columns.assign(confidence=confidence))
         model.save(stage.path("model.safetensors"))
         stage.finish()
     scored = stage.table("scored")
@@ -143,11 +146,11 @@ def _predict_untuned(run: Run, stage: Stage, data: Preprocessed, shown: tuple) -
 
 
 def _store_predictions(
-    stage: Stage, test: pd.DataFrame, rows: np.ndarray, logits: np.ndarray, classes: list[str]
+    stage: Stage, test: pd.DataFrame, rows: np.ndarray, decided: tuple[np.ndarray, np.ndarray], classes: list[str]
 ) -> None:
     """predictions.csv (file, prediction, class, confidence) of the images in `rows` of the test table, and
     predictions.npy: a number for each of its lines, -1 where the image cannot be read."""
-    confidence, prediction = softmax(logits, axis=1).max(axis=1), logits.argmax(axis=1)
+    prediction, confidence = decided
     names = [classes[number] for number in prediction]
     table = pd.DataFrame({"file": test["file"].to_numpy()[rows], "prediction": prediction, "class": names})
     stage.save_table("predictions", table.assign(confidence=confidence))

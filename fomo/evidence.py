@@ -18,7 +18,7 @@ from tqdm import tqdm
 from fomo.artifacts import Run, read_table, write_table
 from fomo.config import RESULTS
 from fomo.finetuning import FINETUNING_FIRST, FINETUNING_SPACE, finetuning_trial
-from fomo.finetuning_evidence import fidelities, fidelity_summary, recipe_summary, recipes
+from fomo.finetuning_evidence import fidelities, fidelity_summary, pruning, recipe_summary, recipes
 from fomo.head_search import search_alphas, search_head
 from fomo.problems import CONTESTANTS, EVALUATIONS, PROBLEMS, problem
 from fomo.stages import open_stage
@@ -45,6 +45,7 @@ def gather() -> str:
     text += ["heads found in the large space, trained alone", layered.drop(columns="seconds").round(4)]
     text += ["finetuning in other ways, validation", recipe_summary(recipes()).round(4)]
     text += ["cheaper trials", fidelity_summary(fidelities()).round(3)]
+    text += ["hopeless trials ended early", pruning(stored("finetuning_trials")).round(4)]
     return "\n\n".join(part if isinstance(part, str) else part.to_string() for part in text)
 
 

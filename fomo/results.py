@@ -24,8 +24,9 @@ TRAINING = ("4_best_finetuning", "9_ensemble")  # of what the final model consis
 
 def collect(run: Run) -> Path:
     """Copies what the finished `run` found, what it cost and what it ran on to data/results/<data set>; returns that
-    folder. It holds config, machine (json); trials, race, history, ranking, rules, layered, head_trials, metrics,
-    per_class, predictions, costs, options, calibration (csv). With on_leak="drop" its name is <data set>-drop.
+    folder, whose name also tells what is not as in the preset, such as flowers-seed1 or skin_cancer-drop. It holds
+    config, machine (json); trials, race, history, ranking, rules, layered, head_trials, metrics, per_class,
+    predictions, costs, options, decisions, calibration (csv).
 
     Raises `UserError` if a stage is not finished.
     """
@@ -33,7 +34,7 @@ def collect(run: Run) -> Path:
     if missing:
         todo = "make report with the same variables goes on with it"
         raise UserError(f"{run} has not finished {', '.join(missing)}; {todo}")
-    folder = RESULTS / (run.folder.parent.name + ("-drop" if run.config.on_leak == "drop" else ""))
+    folder = RESULTS / (run.folder.parent.name + run.variant)
     folder.mkdir(parents=True, exist_ok=True)
     search, result = search_head(run), evaluate(run)
     predictions = result.predictions[["file", "label", "final", "confidence"]].round({"confidence": 4})
@@ -41,7 +42,8 @@ def collect(run: Run) -> Path:
     tables |= {"ranking": search.ranking, "rules": search.rules, "layered": search.layered}
     tables |= {"head_trials": tune_head(run).trials, "metrics": result.metrics, "per_class": result.per_class}
     tables |= {"predictions": predictions.rename(columns={"final": "prediction"}), "costs": costs(run)}
-    tables |= {"options": compose(run).options, "calibration": result.calibration}
+    tables |= {"options": compose(run).options, "decisions": compose(run).decisions}
+    tables |= {"calibration": result.calibration}
     for name, table in tables.items():
         write_table(folder / f"{name}.csv", table)
     found = {"finetuning": finetune_best(run).configuration, "head": search.head.name}
@@ -88,7 +90,7 @@ def measured() -> pd.DataFrame:
     for path in sorted(RESULTS.glob("*/metrics.csv")):
         metrics, costs = read_table(path), read_table(path.with_name("costs.csv")).set_index("stage")["seconds"]
         final = metrics[metrics["model"] == "final"].set_index("metric")
-        theirs = REPORT.get(path.parent.name.removesuffix("-drop"), {})
+        theirs = REPORT.get(read_json(path.with_name("config.json"))["dataset"], {})
         row = {"data set": path.parent.name}
         for name in ("macro F1", "accuracy"):
             value = final.loc[name]
@@ -100,8 +102,8 @@ def measured() -> pd.DataFrame:
 
 
 def _chosen(run: Run) -> dict:
-    chosen = compose(run).chosen
-    return {"heads": chosen["heads"], "views": int(chosen["views"])}
+    final = compose(run)
+    return {"heads": final.chosen["heads"], "views": int(final.chosen["views"]), "adjustment": final.adjustment}
 
 
 def _finished(run: Run, stage: str) -> bool:

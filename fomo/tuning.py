@@ -86,7 +86,13 @@ class Study:
                     room = min(1 if alone else workers, trials - len(self.trials))
                     while len(pending) < room:
                         trial = retries.popleft() if retries else self._next(pending.values())
-                        task = (run_trial, objective, trial.configuration, self._medians() if prune else {}, time_limit)
+                        task = (
+                            run_trial,
+                            objective,
+                            trial.configuration,
+                            medians(self.trials) if prune else {},
+                            time_limit,
+                        )
                         trial.started = time.monotonic()
                         try:
                             future = pool.submit(*task)
@@ -157,11 +163,6 @@ class Study:
         configurations = [self.configuration(trial) for trial in self.trials["trial"]]
         return Surrogate(self.space, configurations, losses, seed=seed, pending=pending)
 
-    def _medians(self) -> dict[float, float]:
-        """What the trials so far had reported at each point, in the median."""
-        columns = self.trials.filter(like="after_")
-        return {float(name[6:]): loss.median() for name, loss in columns.items() if loss.count() >= PRUNE_FROM}
-
     def _add(self, trials: list[Pending], rows: list[dict]) -> None:
         table = []
         for trial, row in zip(trials, rows, strict=True):
@@ -227,6 +228,12 @@ class Study:
         largest first. Columns: parameter, importance."""
         table = pd.DataFrame({"parameter": list(self.space), "importance": self._surrogate().importance()})
         return table.sort_values("importance", ascending=False, ignore_index=True)
+
+
+def medians(trials: pd.DataFrame) -> dict[float, float]:
+    """What `trials` had reported at each point, in the median, where at least `PRUNE_FROM` of them have come to it."""
+    columns = trials.filter(like="after_")
+    return {float(name[6:]): loss.median() for name, loss in columns.items() if loss.count() >= PRUNE_FROM}
 
 
 def _await(pending: dict[Future, Pending], time_limit: float | None) -> tuple[list[tuple[Future, dict]], bool]:

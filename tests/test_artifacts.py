@@ -125,6 +125,8 @@ def test_runs_that_differ_in_name_do_not_share_a_folder(dataset, change):
         ({"on_bad": "skip"}, "-skip"),
         ({"on_leak": "drop", "balance": "sampler"}, "-drop-sampler"),
         ({"selection": "halving", "head_space": "large", "balance": "sampler"}, "-sampler"),  # of these, only data's
+        ({"weights": "random", "image_size": 32}, "-random-32px"),
+        ({"image_size": 64}, ""),  # as in the preset
     ],
 )
 def test_choices_that_are_not_the_usual_ones_are_in_the_name_of_the_run(choices, suffix):

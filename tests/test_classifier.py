@@ -15,7 +15,7 @@ from PIL import Image
 
 from fomo import load_model
 from fomo.backbones import load_backbone
-from fomo.classifier import FinalClassifier, Model, Network
+from fomo.classifier import FinalClassifier, Model, Network, view
 from fomo.config import UserError
 from fomo.heads import HEADS, LINEAR
 
@@ -30,18 +30,19 @@ def images(dataset):
     return sorted((dataset / "images_test").iterdir())
 
 
-def describe(heads=HEADS[3:4], mirror=False, temperatures=(1.0,)):
-    description = {"backbone": "test_vit", "heads": [asdict(head) for head in heads], "mirror": mirror}
-    description |= {"temperatures": temperatures, "classes": toys.CLASSES}
+def describe(heads=HEADS[3:4], views=1, temperatures=(1.0,), handicaps=(0.0, 0.0, 0.0)):
+    description = {"backbone": "test_vit", "heads": [asdict(head) for head in heads], "views": views}
+    description |= {"temperatures": temperatures, "handicaps": handicaps, "classes": toys.CLASSES}
     description |= {"image_size": 32, "crop": 0.875, "channels": 1}
     return json.loads(json.dumps(description))  # tuples are lists in a file
 
 
-def build(heads, mirror=False, temperatures=(1.0,)):
+def build(heads, views=1, temperatures=(1.0,), handicaps=(0.0, 0.0, 0.0)):
     """An untrained classifier of grey images, of a network for each temperature."""
     backbones = [load_backbone("test_vit", "random", 32) for _ in temperatures]
-    networks = [Network(one, [head.build(one.num_features, 3) for head in heads], mirror) for one in backbones]
-    return Model(FinalClassifier(networks, list(temperatures)), describe(heads, mirror, temperatures))
+    networks = [Network(one, [head.build(one.num_features, 3) for head in heads], views) for one in backbones]
+    classifier = FinalClassifier(networks, list(temperatures), list(handicaps))
+    return Model(classifier, describe(heads, views, temperatures, handicaps))
 
 
 @pytest.fixture
@@ -60,7 +61,7 @@ def test_saved_model_predicts_the_same_in_a_fresh_process_without_its_run(copied
     assert np.allclose(fresh["confidence"], stored["confidence"], atol=1e-5)
 
 
-@pytest.mark.parametrize("parts", [(HEADS[3:4],), ([HEADS[0], LINEAR], True, (2.5, 0.5))])
+@pytest.mark.parametrize("parts", [(HEADS[3:4],), ([HEADS[0], LINEAR], 8, (2.5, 0.5), (-3.0, 0.0, -0.1))])
 def test_model_comes_back_as_it_was_saved(parts, images, tmp_path):
     model = build(*parts)
     model.save(tmp_path / "model.safetensors")
@@ -78,7 +79,7 @@ def test_prediction_gives_class_confidence_and_every_probability(model, images):
 
 
 def test_heads_and_views_are_averaged_as_probabilities_and_each_network_then_calibrated():
-    model = build([HEADS[0], LINEAR], mirror=True, temperatures=[2.0, 0.5]).classifier.eval()
+    model = build([HEADS[0], LINEAR], views=2, temperatures=[2.0, 0.5]).classifier.eval()
     pixels, expected = torch.rand(5, 3, 32, 32), []
     with torch.inference_mode():
         for network, temperature in zip(model.networks, model.temperatures, strict=True):
@@ -87,6 +88,34 @@ def test_heads_and_views_are_averaged_as_probabilities_and_each_network_then_cal
             expected.append((torch.stack(parts).mean(0).log() / temperature).softmax(1))
         torch.testing.assert_close(model(pixels).exp(), torch.stack(expected).mean(0))
         torch.testing.assert_close(model(pixels.flip(-1)), model(pixels))
+
+
+def test_eight_views_are_all_ways_to_turn_and_mirror_a_square():
+    image = torch.rand(1, 3, 32, 32)
+    views = [view(image, number) for number in range(8)]
+    assert torch.equal(views[0], image)
+    assert torch.equal(views[1], image.flip(-1))
+    assert len({seen.numpy().tobytes() for seen in views}) == 8
+    model = build(HEADS[:1], views=8).classifier.eval()
+    with torch.inference_mode():
+        for seen in views:  # so it does not matter how an image is held
+            torch.testing.assert_close(model(seen), model(image))
+
+
+def test_class_with_a_handicap_below_zero_is_named_more_often_with_the_probability_that_it_has(images):
+    table = build(HEADS[:1]).predict(images)
+    rare = table[toys.CLASSES].mean().idxmin()
+    torch.manual_seed(0)
+    handicaps = [-100.0 if name == rare else 0.0 for name in toys.CLASSES]
+    model = build(HEADS[:1], handicaps=handicaps)
+    adjusted = model.predict(images)
+    assert adjusted["class"].tolist() == [rare] * len(images)
+    assert adjusted["confidence"].tolist() == adjusted[rare].tolist()
+    assert np.allclose(adjusted[toys.CLASSES].sum(axis=1), 1)
+    logits = torch.tensor([[0.5, 0.3, 0.2]]).log()
+    assert FinalClassifier([], [], [0.0, -0.4, -0.8]).decide(logits)[0].tolist() == [0]
+    named, confidence = FinalClassifier([], [], [0.0, -0.6, -0.8]).decide(logits)
+    assert (named.tolist(), confidence.tolist()) == ([1], pytest.approx([0.3]))
 
 
 def test_prediction_does_not_depend_on_the_batch(model, images):

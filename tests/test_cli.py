@@ -17,16 +17,19 @@ DEFAULTS = {
     "SEED": 0,
     "BACKBONE": None,
     "WEIGHTS": None,
+    "IMAGE_SIZE": None,
     "ON_BAD": "raise",
     "ON_LEAK": "warn",
     "BALANCE": "none",
 }
+SMALL = ["--image-size", str(toys.SETTINGS["image_size"])]
 PARAMETERS = "\n".join(f"{name} = {value!r}" for name, value in (DEFAULTS | {"SEED": 7}).items())
 
 
 @pytest.fixture
 def notebooks(tmp_path, monkeypatch):
-    """`make report` with one tiny notebook in place of the five, and with `quick` as small as the toy run."""
+    """`make report` with one tiny notebook in place of the five, and with `quick` as small as the toy run, whose images
+    are `SMALL`."""
     parameters = nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})
     shown = nbformat.v4.new_code_cell("print(PRESET, SEED, DATASET)")
     path = tmp_path / "notebooks" / "01_toy.ipynb"
@@ -34,7 +37,8 @@ def notebooks(tmp_path, monkeypatch):
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     nbformat.write(nbformat.v4.new_notebook(cells=[parameters, shown], metadata=kernel), path)
     monkeypatch.setattr("fomo.report.NOTEBOOKS", [path])
-    monkeypatch.setitem(PRESETS, "quick", PRESETS["quick"] | toys.SETTINGS)
+    settings = {name: value for name, value in toys.SETTINGS.items() if name != "image_size"}
+    monkeypatch.setitem(PRESETS, "quick", PRESETS["quick"] | settings)
     return [path]
 
 
@@ -79,6 +83,8 @@ def make(*arguments) -> subprocess.CompletedProcess:
         (["--seed", "1.5"], "seed '1.5' is not a whole number from 0"),
         (["--seed", "one"], "seed 'one' is not a whole number from 0"),
         (["--seed", ""], "seed '' is not a whole number from 0"),
+        (["--image-size", "64px"], "image size '64px' is not a whole number of pixels"),
+        (["--image-size", "0"], "setting 'image_size' is 0; it must be at least 1"),
         (["--on-bad", "ignore"], "setting 'on_bad' is 'ignore'; choose from raise, skip"),
         (["--on-leak", ""], "setting 'on_leak' is ''; choose from warn, drop"),
         (["--balance", "weights"], "setting 'balance' is 'weights'; choose from none, sampler"),
@@ -151,7 +157,7 @@ def test_finetuning_that_diverges_is_an_error_in_one_line(notebooks, own_dataset
 
 def test_other_settings_are_an_error_in_one_line(notebooks, copied, dataset, capsys, monkeypatch):
     monkeypatch.setitem(PRESETS, "quick", PRESETS["quick"] | {"epochs": 5})
-    assert "epochs: stored 3, asked 5" in refusal(capsys, "--dataset", str(dataset))
+    assert "epochs: stored 3, asked 5" in refusal(capsys, "--dataset", str(dataset), *SMALL)
 
 
 def test_notebook_without_a_parameter_is_refused_before_anything_runs(notebooks, dataset, capsys, tmp_path):
@@ -173,7 +179,7 @@ def test_interrupt_says_that_the_same_command_goes_on(capsys, dataset, monkeypat
 
 
 def test_report_ends_with_one_line_of_metrics_and_where_everything_lies(notebooks, copied, finished, dataset, capsys):
-    assert main(["report", "--dataset", str(dataset)]) == 0
+    assert main(["report", "--dataset", str(dataset), *SMALL]) == 0
     *progress, line = capsys.readouterr().out.strip().splitlines()
     value = finished.evaluation.metrics.set_index(["model", "metric"]).loc[("final", "macro F1"), "value"]
     assert f"macro F1 {value:.3f} [" in line
@@ -182,7 +188,7 @@ def test_report_ends_with_one_line_of_metrics_and_where_everything_lies(notebook
 
 
 def test_report_leaves_an_executed_copy_and_a_page_of_each_notebook(notebooks, copied, dataset):
-    main(["report", "--dataset", str(dataset), "--seed", "0"])
+    main(["report", "--dataset", str(dataset), "--seed", "0", *SMALL])
     pages = copied.folder / "notebooks"
     cells = nbformat.read(pages / "01_toy.ipynb", as_version=4).cells
     assert cells[-1].outputs[0].text.split() == ["quick", "0", str(dataset)]
@@ -190,14 +196,15 @@ def test_report_leaves_an_executed_copy_and_a_page_of_each_notebook(notebooks, c
 
 
 def test_notebooks_open_the_run_of_the_command_wherever_they_stand(own_dataset, tmp_path, monkeypatch, asked):
-    toys.save_weights(tmp_path / "mine.safetensors", "test_vit", 64)
+    toys.save_weights(tmp_path / "mine.safetensors", "test_vit", 96)
     monkeypatch.chdir(tmp_path)
-    main(["report", "--dataset", "own", "--seed", "3", "--backbone", "test_vit", "--weights", "mine.safetensors"])
+    options = ["--backbone", "test_vit", "--weights", "mine.safetensors", "--image-size", "96"]
+    main(["report", "--dataset", "own", "--seed", "3", *options])
     monkeypatch.chdir(ROOT / "notebooks")
     run = fomo.Run(**{name.lower(): value for name, value in asked["parameters"].items()})
     assert run.folder == asked["run"].folder
     assert run.config.weights == asked["run"].config.weights
-    assert fomo.preprocess(run).pixels.shape == (15, 3, 64, 64)
+    assert fomo.preprocess(run).pixels.shape == (15, 3, 96, 96)
 
 
 def test_command_without_arguments_is_the_quick_run_of_the_sample(asked):
@@ -231,13 +238,14 @@ def test_make_report_passes_its_variables_on():
         "SEED=3",
         "BACKBONE=resnet34",
         "WEIGHTS=w.pth",
+        "IMAGE_SIZE=96",
         "ON_BAD=skip",
     )
     command = result.stdout.split("fomo report")[1].split()
     assert result.returncode == 0
     assert " ".join(command).replace("\\ ", "") == (
         '--dataset "my folder" --preset "best" --seed "3" --backbone "resnet34" --weights "w.pth" '
-        '--on-bad "skip" --on-leak "warn" --balance "none"'
+        '--image-size "96" --on-bad "skip" --on-leak "warn" --balance "none"'
     )
 
 

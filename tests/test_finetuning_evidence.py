@@ -1,5 +1,6 @@
 """Whether the evidence's summaries say what the tables hold; the gathering itself takes hours."""
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -41,6 +42,18 @@ def test_cheap_trials_are_compared_by_rank_and_by_their_best():
     assert table["spearman"].iloc[:3].tolist() == pytest.approx([1, 1, -1])
     assert table["of the five best"].tolist() == [5, 5, 0, 3]
     assert (table["seconds"] == 1).all()
+
+
+@pytest.mark.parametrize(("slow_start", "lost"), [(False, 0), (True, 1)])
+def test_pruning_is_judged_by_what_it_spends_and_loses(slow_start, lost):
+    """Losses fall steadily, in the same order at all points; or the best trial is the worst until its end."""
+    losses = np.arange(1.0, 13.0)
+    early = np.concatenate([[20.0], losses[1:]]) if slow_start else losses
+    columns = {"objective": losses} | {f"after_{at}": early + 1 - at for at in (0.25, 0.5, 0.75)}
+    worth = evidence.pruning(pd.DataFrame(columns), trials=12, orders=40)
+    assert 0.2 < worth["ended"] < 0.5
+    assert 1 - 0.75 * worth["ended"] <= worth["spent"] < 1 - 0.25 * worth["ended"]  # ended at one of the quarters
+    assert (worth["best lost"] > 0.3) == (worth["loss"] > 0) == bool(lost)
 
 
 def test_rows_that_are_stored_are_not_computed_again(tmp_path, monkeypatch):

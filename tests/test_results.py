@@ -7,7 +7,7 @@ import toys
 
 import fomo
 from fomo import finetuning, results
-from fomo.artifacts import read_json, read_table
+from fomo.artifacts import Run, read_json, read_table, write_json
 from fomo.config import UserError
 
 
@@ -29,6 +29,14 @@ def test_what_is_kept_tells_what_was_found(kept, finished):
     assert config["found"]["head"] == fomo.search_head(finished.run).head.name
     assert config["image_size"] == 32
     assert read_json(kept / "machine.json")["cores"] >= 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [({}, ""), ({"seed": 2}, "-seed2"), ({"on_leak": "drop", "image_size": 48}, "-drop-48px")],
+)
+def test_results_of_another_variant_have_a_folder_of_their_own(changes, name):
+    assert Run("fashion_sample", "quick", **changes).variant == name
 
 
 def test_costs_are_those_of_all_stages(kept, finished):
@@ -76,6 +84,7 @@ def test_measured_shows_ours_beside_the_reports(tmp_path, monkeypatch):
         stages = [*results.STAGES, "race"]
         seconds = [350.0 if stage == "4_best_finetuning" else 50.0 for stage in stages]
         pd.DataFrame({"stage": stages, "seconds": seconds}).to_csv(tmp_path / name / "costs.csv")
+        write_json(tmp_path / name / "config.json", {"dataset": name.removesuffix("-drop")})
     table = results.measured().set_index("data set")
     assert table["accuracy, ours"].tolist() == ["0.700 [0.600, 0.800]"] * 3
     assert table.loc["emotions", "macro F1, report"] == 0.63
