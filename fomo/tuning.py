@@ -86,13 +86,8 @@ class Study:
                     room = min(1 if alone else workers, trials - len(self.trials))
                     while len(pending) < room:
                         trial = retries.popleft() if retries else self._next(pending.values())
-                        task = (
-                            run_trial,
-                            objective,
-                            trial.configuration,
-                            medians(self.trials) if prune else {},
-                            time_limit,
-                        )
+                        limits = medians(self.trials) if prune else {}
+                        task = (run_trial, objective, trial.configuration, limits, time_limit)
                         trial.started = time.monotonic()
                         try:
                             future = pool.submit(*task)
