@@ -170,8 +170,10 @@ class Run:
     >>> run = Run("fashion_sample", "quick", seed=0)
     >>> run = Run("path/to/folder", "report", backbone="convnext_tiny", trials=10)   # single settings replaced
 
-    Results lie under data/runs (FOMO_RUNS), figures under figures (FOMO_FIGURES). With FOMO_FRESH=1 in the
-    environment the run's stored results are deleted first. Raises `UserError` for an unknown name or setting.
+    Results lie under data/runs (FOMO_RUNS), figures under figures (FOMO_FIGURES), in folders whose names tell the data
+    set and what is not as in the preset: network, weights, seed and the settings in `NAMED` (`variant`). With
+    FOMO_FRESH=1 in the environment the run's stored results are deleted first. Raises `UserError` for an unknown name
+    or setting.
     """
 
     def __init__(
@@ -199,7 +201,8 @@ class Run:
         seeded = [f"seed{seed}"] if seed else []
         self.variant = "".join(f"-{choice}" for choice in [*backbone, *chosen, *seeded])  # from the plain preset
         self.folder = runs_folder(dataset) / (name or "-".join([preset, self.config.backbone, *chosen, f"seed{seed}"]))
-        self.figures = Path(os.environ.get("FOMO_FIGURES") or ROOT / "figures") / self.folder.parent.name
+        figures = Path(os.environ.get("FOMO_FIGURES") or ROOT / "figures")
+        self.figures = figures / (self.folder.parent.name + self.variant)
         if os.environ.get("FOMO_FRESH") == "1":
             shutil.rmtree(self.folder, ignore_errors=True)
 

@@ -130,7 +130,9 @@ def test_runs_that_differ_in_name_do_not_share_a_folder(dataset, change):
     ],
 )
 def test_choices_that_are_not_the_usual_ones_are_in_the_name_of_the_run(choices, suffix):
-    assert Run("fashion_sample", **choices).folder.name == f"quick-tf_efficientnet_lite0{suffix}-seed0"
+    run = Run("fashion_sample", **choices)
+    assert run.folder.name == f"quick-tf_efficientnet_lite0{suffix}-seed0"
+    assert run.figures.name == f"fashion_sample{suffix}"
 
 
 def test_fresh_deletes_the_stored_results_of_this_run_only(dataset, monkeypatch):
