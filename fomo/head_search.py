@@ -125,7 +125,7 @@ def search_alphas(run: Run, seed: int, checkpoint: Path) -> tuple[MixedOperation
     """DARTS over the 37 operations, once: the supernet in the end, and its history."""
     config, features = run.config, sample_features(run)
     train, validation = feature_loaders(run, features)
-    bank = _new_bank(run, features, HEADS, seed)
+    bank = new_bank(run, features, HEADS, seed)
     supernet = MixedOperation(bank, temperature=config.temperature, normalize=config.normalize).to(run.device)
     history = darts.search(
         supernet,
@@ -148,12 +148,13 @@ def _search_once(run: Run, stage: Stage, seed: int) -> tuple[pd.DataFrame, pd.Da
     config, features, device = run.config, sample_features(run), run.device
     train, validation = feature_loaders(run, features)
     supernet, history = search_alphas(run, seed, stage.path(f"supernet_{seed}.pt"))
-    new_bank = partial(_new_bank, run, features, HEADS, seed)
-    bank, checkpoint = new_bank(), stage.path(f"alone_{seed}.pt")
-    curves, correct = _train_alone(run, features, bank, seed, checkpoint=checkpoint)
+    bank, checkpoint = new_bank(run, features, HEADS, seed), stage.path(f"alone_{seed}.pt")
+    curves, logits, labels = train_alone(run, features, bank, seed, checkpoint=checkpoint)
     start = time.perf_counter()
     options = {"lr": config.alone_lr, "seed": seed, "device": device}
-    survival = successive_halving(new_bank(), train, validation, config.alone_epochs, **options)
+    survival = successive_halving(
+        new_bank(run, features, HEADS, seed), train, validation, config.alone_epochs, **options
+    )
     seconds = {"alpha": history.attrs["seconds"], "halving": time.perf_counter() - start}
     seconds |= {"perturbation": seconds["alpha"], "alone": curves.attrs["seconds"]}
     seconds["one epoch"] = seconds["alone"] / config.alone_epochs
@@ -168,7 +169,8 @@ def _search_once(run: Run, stage: Stage, seed: int) -> tuple[pd.DataFrame, pd.Da
             "alone": best_epochs(curves),
         }
     )
-    return history, scores, pd.DataFrame({"seed": seed, "rule": seconds.keys(), "seconds": seconds.values()}), correct
+    costs = pd.DataFrame({"seed": seed, "rule": seconds.keys(), "seconds": seconds.values()})
+    return history, scores, costs, (logits.argmax(-1) == labels).numpy()
 
 
 def _search_layered(run: Run, stage: Stage, chosen: Head) -> tuple[pd.DataFrame, list[Head], np.ndarray]:
@@ -188,7 +190,8 @@ def _search_layered(run: Run, stage: Stage, chosen: Head) -> tuple[pd.DataFrame,
     table = pd.concat(found, ignore_index=True)
     heads = [*table.pop("head"), chosen, LINEAR]
     table = pd.concat([table, pd.DataFrame({"method": ["one of the 37", "linear"]})], ignore_index=True)
-    correct = np.stack([_train_alone(run, features, _new_bank(run, features, heads, s), s)[1] for s in seeds])
+    trained = [train_alone(run, features, new_bank(run, features, heads, seed), seed) for seed in seeds]
+    correct = np.stack([(logits.argmax(-1) == labels).numpy() for _, logits, labels in trained])
     accuracy = pd.DataFrame(correct.mean(axis=2))
     table = table.assign(name=[head.name for head in heads], accuracy=accuracy.mean(), std=accuracy.std())
     best = int(table["accuracy"].argmax())
@@ -205,19 +208,22 @@ def _take(config: Config, heads: list[Head], correct: np.ndarray) -> dict:
     return row | {"taken": head.name, "head": asdict(head)}
 
 
-def _new_bank(run: Run, features: Features, heads: list[Head], seed: int) -> HeadBank:
+def new_bank(run: Run, features: Features, heads: list[Head], seed: int) -> HeadBank:
+    """The heads with initial weights drawn from `seed`, in a bank."""
     build = partial(HeadBank, heads, features.train.shape[1], len(features.classes))
     return seeded(seed, build).to(run.device)
 
 
-def _train_alone(run: Run, features: Features, bank: HeadBank, seed: int, **options) -> tuple[pd.DataFrame, np.ndarray]:
-    """Learning curves of the heads of `bank`, and which validation images each gets right (heads, images)."""
+def train_alone(
+    run: Run, features: Features, bank: HeadBank, seed: int, **options
+) -> tuple[pd.DataFrame, torch.Tensor, torch.Tensor]:
+    """Trains each head of `bank` as if alone, for `alone_epochs`: learning curves, logits of the validation images
+    (heads, images, classes), and their labels (images)."""
     train, validation = feature_loaders(run, features)
     adam = [{"optimizer": "adam", "lr": run.config.alone_lr, "weight_decay": 0.0}] * len(bank.heads)
     options |= {"seed": seed, "device": run.device, "description": f"{len(bank.heads)} heads alone, seed {seed}"}
     curves = fit_bank(bank, adam, train, validation, run.config.alone_epochs, **options)
-    logits, labels = predict(bank, validation, run.device)
-    return curves, (logits.argmax(-1) == labels).numpy()
+    return curves, *predict(bank, validation, run.device)
 
 
 def tune_head(run: Run) -> Study:

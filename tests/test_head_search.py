@@ -254,7 +254,7 @@ def test_large_search_that_is_killed_goes_on_to_the_same_tables(rerun, narrow, m
         with pytest.raises(KeyboardInterrupt):
             fomo.search_head(run)
     with monkeypatch.context() as patch:
-        break_off(patch, head_search, "_train_alone", 3)
+        break_off(patch, head_search, "train_alone", 3)
         with pytest.raises(KeyboardInterrupt):
             fomo.search_head(run)
     fomo.search_head(run)
