@@ -87,6 +87,7 @@ FIDELITIES = {
     "a quarter of the images": {"trial_share": 0.25},
     "half the side": {"trial_size": 32},
     "both": {"trial_share": 0.25, "trial_size": 32},
+    "half the images, half the side": {"trial_share": 0.5, "trial_size": 32},  # as in the preset `best`
     "both, four stored views": {"trial_share": 0.25, "trial_size": 32, "trial_views": 4},
 }
 
