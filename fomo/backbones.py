@@ -73,7 +73,8 @@ class Backbone(nn.Module):
         return self
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.network(images.contiguous(memory_format=torch.channels_last))
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=computes_in_half(images.device)):
+            return self.network(images.contiguous(memory_format=torch.channels_last)).float()
 
     def reaching(self, images: torch.Tensor, layers: Iterable[int]) -> dict[int, torch.Tensor]:
         """What reaches each stage of `layers` of `images`, by layer: (images, ...), the input of its first module."""
@@ -106,6 +107,14 @@ class Backbone(nn.Module):
             return self(torch.zeros(1, 3, self.blank_side, self.blank_side, device=reached.device))
         finally:
             hook.remove()
+
+
+def computes_in_half(device: torch.device) -> bool:
+    """Whether networks compute in bfloat16 where that is safe (mixed precision): on GPUs that are made for it.
+
+    Processors do not, though some could: training gains nothing there, and results would depend on the machine.
+    """
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def split_stages(name: str, network: nn.Module) -> list[list[tuple[str, nn.Module]]]:

@@ -133,8 +133,9 @@ def loader(
 
     `balanced`: as many images an epoch, but drawn with replacement, each class equally often in the mean.
     """
+    options = {"batch_size": None, "pin_memory": torch.cuda.is_available()}  # pinned memory is copied to a GPU faster
     if generator is None:
-        return DataLoader(batches, sampler=BatchSampler(SequentialSampler(batches), batch_size, False), batch_size=None)
+        return DataLoader(batches, sampler=BatchSampler(SequentialSampler(batches), batch_size, False), **options)
     if balanced:
         weights = 1 / torch.bincount(batches.labels)[batches.labels].double()
         sampler = WeightedRandomSampler(weights, len(batches), generator=generator)
@@ -142,4 +143,4 @@ def loader(
         sampler = RandomSampler(batches, generator=generator)
     single = len(batches) % batch_size == 1  # batch normalisation cannot train on a batch of one image
     sampler = BatchSampler(sampler, batch_size, drop_last=single)
-    return DataLoader(batches, sampler=sampler, batch_size=None, generator=generator)
+    return DataLoader(batches, sampler=sampler, generator=generator, **options)

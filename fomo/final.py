@@ -55,7 +55,7 @@ def compose(run: Run) -> Final:
     chosen = options.loc[options["validation_loss"].idxmin() if run.config.final == "validation" else 0]
     decisions = _taken(means, chosen)[["adjustment", "validation_accuracy", "macro F1"]].reset_index(drop=True)
     adjustment = choose_adjustment(decisions) if run.config.final == "validation" else 0.0
-    temperatures = _taken(of_all[of_all["adjustment"] == 0], chosen)["temperature"].tolist()
+    temperatures = limit(_taken(of_all[of_all["adjustment"] == 0], chosen)["temperature"].tolist())
     heads = {"searched": [search_head(run).head], "finetuned": [LINEAR]}
     heads["both"] = heads["searched"] + heads["finetuned"]
     description = {"backbone": run.config.backbone, "heads": [asdict(head) for head in heads[chosen["heads"]]]}
@@ -69,6 +69,16 @@ def compose(run: Run) -> Final:
 
 def _taken(table: pd.DataFrame, chosen: pd.Series) -> pd.DataFrame:
     return table[(table["heads"] == chosen["heads"]) & (table["views"] == chosen["views"])]
+
+
+def limit(temperatures: list[float]) -> list[float]:
+    """The temperatures of the networks in their mean, from those that calibrate each of them alone: the same for one
+    network, at most 1 for several.
+
+    The mean of several is less sure of itself than each is. If each were made less sure as well, the mean would be too
+    unsure (Rahaman and Thiery, arXiv:2007.08792); and no images are new to all of them, to calibrate it by.
+    """
+    return temperatures if len(temperatures) == 1 else [min(temperature, 1.0) for temperature in temperatures]
 
 
 def choose_adjustment(decisions: pd.DataFrame) -> float:

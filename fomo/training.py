@@ -139,7 +139,7 @@ def fit(
                 model.train()
                 losses = []
                 for inputs, labels in train:
-                    inputs, labels = inputs.to(device), labels.to(device)
+                    inputs, labels = inputs.to(device, non_blocking=True), labels.to(device, non_blocking=True)
                     optimizer.zero_grad()
                     inputs, targets = mix(inputs, labels, mixup) if mixup else (inputs, [(1.0, labels)])
                     logits = model(inputs)

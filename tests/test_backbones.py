@@ -66,6 +66,28 @@ def offer(server, monkeypatch, content, sha256=None):
     monkeypatch.setattr(backbones, "ResNet34_Weights", weights)
 
 
+# ---- mixed precision
+
+
+def test_half_precision_is_for_gpus_that_have_it(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: not including_emulation)
+    assert backbones.computes_in_half(torch.device("cuda"))
+    assert not backbones.computes_in_half(torch.device("cpu"))
+
+
+def test_in_half_precision_features_and_gradients_are_nearly_the_same_and_in_full(lite0, monkeypatch):
+    images = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+    def compute(half):
+        monkeypatch.setattr(backbones, "computes_in_half", lambda device: half)
+        features = lite0.eval()(images)
+        return features.detach(), *torch.autograd.grad(features.square().sum(), lite0.network.conv_head.weight)
+
+    for exact, rough in zip(compute(False), compute(True), strict=True):
+        assert rough.dtype == torch.float32
+        assert 1e-4 < (rough - exact).norm() / exact.norm() < 0.1
+
+
 # ---- stages
 
 

@@ -55,7 +55,8 @@ def test_composed_model_is_the_option_taken_on_images(turned, heads, views):
     options.to_csv(path, index=False)
     composed, members = fomo.compose(turned), fomo.train_members(turned)
     classifier, expected = composed.model.classifier, options[taken & (options["adjustment"] == 0)].set_index("network")
-    assert classifier.temperatures == composed.model.description["temperatures"] == expected["temperature"].tolist()
+    temperatures = final.limit(expected["temperature"].tolist())
+    assert classifier.temperatures == composed.model.description["temperatures"] == temperatures
     assert len(classifier.networks) == len(members) == 2
     for number, (network, member) in enumerate(zip(classifier.networks, members, strict=True), start=1):
         assert len(network.heads) == (2 if heads == "both" else 1)
@@ -96,6 +97,11 @@ def test_options_are_told_by_the_mean_of_all_networks(finished):
     stored = pd.read_csv(finished.run.folder / "10_final" / "options.csv")
     mean = stored.groupby(["heads", "views"])["validation_loss"].mean()
     assert options_of(finished.run)["validation_loss"].to_dict() == pytest.approx(mean.to_dict())
+
+
+def test_several_networks_are_made_surer_but_not_less_sure():
+    assert final.limit([1.5]) == [1.5]
+    assert final.limit([1.5, 0.8, 1.0]) == [1.0, 0.8, 1.0]
 
 
 @pytest.mark.parametrize(
