@@ -9,7 +9,7 @@ from fomo import bench_table
 from fomo.artifacts import Run
 from fomo.config import DATASETS, PRESETS, UserError
 from fomo.inspection import inspect
-from fomo.results import collect, measured
+from fomo.results import collect, measured, spread
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -90,7 +90,9 @@ def _report(given: argparse.Namespace) -> str:
 def _results(given: argparse.Namespace) -> str:
     """Keeps the results of the run with the parameters given; returns the table of all runs that are kept."""
     folder = collect(_run(given)[0])
-    return f"{measured().to_string(index=False)}\n\nkept in {folder}"
+    tables = [measured(), spread()]
+    shown = "\n\n".join(table.to_string(index=False) for table in tables if len(table))
+    return f"{shown}\n\nkept in {folder}"
 
 
 def _run(given: argparse.Namespace) -> tuple[Run, dict]:

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from fomo.artifacts import Run, read_json, read_table, write_json, write_table
@@ -99,6 +100,24 @@ def measured() -> pd.DataFrame:
         share = costs[list(SEARCH)].sum() / costs[list(TRAINING)].sum()
         rows.append(row | {"minutes": round(costs.sum() / 60), "search / training": round(share, 2)})
     return pd.DataFrame(rows)
+
+
+def spread() -> pd.DataFrame:
+    """What data/results holds with several seeds: a row a data set, with the number of its seeds, and mean ± standard
+    deviation over them of F1 and accuracy. Each seed is a whole run with its own division of the images and search."""
+    seeds = {}
+    for path in sorted(RESULTS.glob("*/metrics.csv")):
+        seed = read_json(path.with_name("config.json"))["seed"]
+        metrics = read_table(path)
+        values = metrics[metrics["model"] == "final"].set_index("metric")["value"]
+        seeds.setdefault(path.parent.name.replace(f"-seed{seed}", ""), []).append(values)
+    rows = [
+        {"data set": name, "seeds": len(values)}
+        | {metric: f"{np.mean(of):.3f} ± {np.std(of, ddof=1):.3f}" for metric, of in pd.DataFrame(values).items()}
+        for name, values in seeds.items()
+        if len(values) > 1
+    ]
+    return pd.DataFrame(rows, columns=["data set", "seeds", "macro F1", "accuracy"])
 
 
 def _chosen(run: Run) -> dict:

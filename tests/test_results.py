@@ -74,6 +74,20 @@ def test_run_that_is_not_finished_is_not_kept(dataset, copied):
         results.collect(copied)
 
 
+def test_spread_is_that_of_the_seeds_of_each_data_set(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    scores = {"flowers": 0.9, "flowers-seed1": 0.8, "flowers-seed12": 1.0, "flowers-drop-seed1": 0.5, "emotions": 0.6}
+    for name, value in scores.items():
+        (tmp_path / name).mkdir()
+        rows = [(model, metric, value) for model in ("other", "final") for metric in ("macro F1", "accuracy")]
+        table = pd.DataFrame(rows, columns=["model", "metric", "value"])
+        table.loc[table["model"] == "other", "value"] = 0.0
+        table.to_csv(tmp_path / name / "metrics.csv")
+        write_json(tmp_path / name / "config.json", {"seed": int(name.partition("-seed")[2] or 0)})
+    expected = {"data set": "flowers", "seeds": 3, "macro F1": "0.900 ± 0.100", "accuracy": "0.900 ± 0.100"}
+    assert results.spread().to_dict("records") == [expected]
+
+
 def test_measured_shows_ours_beside_the_reports(tmp_path, monkeypatch):
     monkeypatch.setattr(results, "RESULTS", tmp_path)
     for name in ("emotions", "skin_cancer-drop", "own"):
