@@ -111,11 +111,13 @@ class Stage:
     that differ, if the folder holds a result of other settings.
     """
 
+    spent = 0.0  # seconds that all stages finished by this process took
+
     def __init__(self, folder: Path, config: dict):
         self.folder = folder
         self.config = json.loads(json.dumps(config))
         self._record = folder / "stage.json"
-        self._opened, self._resumed = time.perf_counter(), self._record.exists()
+        self._opened, self._resumed = time.perf_counter() - Stage.spent, self._record.exists()
         if not self._record.exists():
             folder.mkdir(parents=True, exist_ok=True)
             self._write(done=False)
@@ -140,9 +142,11 @@ class Stage:
 
     def finish(self, **costs: float) -> None:
         """Says that the result is complete and what it cost (`costs`: of parts of it, in seconds), and removes what
-        killed runs have left."""
+        killed runs have left. Stages before it that were finished meanwhile have their own cost."""
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-        cost = {"seconds": time.perf_counter() - self._opened, "peak_memory_mb": memory, "resumed": self._resumed}
+        seconds = time.perf_counter() - Stage.spent - self._opened
+        Stage.spent += seconds
+        cost = {"seconds": seconds, "peak_memory_mb": memory, "resumed": self._resumed}
         self._write(done=True, **cost, threads=torch.get_num_threads(), **costs)
         for leftover in self.folder.glob(".*.tmp"):
             leftover.unlink(missing_ok=True)

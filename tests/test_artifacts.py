@@ -1,6 +1,8 @@
 import errno
 import os
 import shutil
+import time
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -173,3 +175,21 @@ def test_finished_stage_tells_what_it_cost(tmp_path):
     Stage(tmp_path / "stage", {"seed": 0})  # and then killed
     Stage(tmp_path / "stage", {"seed": 0}).finish()
     assert read_json(tmp_path / "stage" / "stage.json")["resumed"]
+
+
+def test_stages_finished_within_another_are_not_in_its_seconds(tmp_path, monkeypatch):
+    clock = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock.now)
+
+    def stage(name, seconds, before=()):
+        opened = Stage(tmp_path / name, {})
+        for one in before:
+            stage(*one)
+        clock.now += seconds
+        opened.finish()
+
+    stage("last", 3, before=[("first", 20), ("second", 300, [("third", 4000)])])
+    seconds = {
+        name: read_json(tmp_path / name / "stage.json")["seconds"] for name in ("first", "second", "third", "last")
+    }
+    assert seconds == {"first": 20, "second": 300, "third": 4000, "last": 3}
