@@ -83,7 +83,7 @@ def execute(notebook: Path, folder: Path, parameters: dict) -> None:
         cwd=str(notebook.parent),
         kernel_name="python3",
         progress_bar=False,
-        extra_arguments=["--log-level=ERROR"],  # to the kernel, which warns of its local sockets
+        extra_arguments=["--log-level=CRITICAL"],  # or the kernel tells of its local sockets, and of being shut down
     )
     page, _ = HTMLExporter().from_notebook_node(nbformat.read(copy, as_version=4))
     write_bytes(copy.with_suffix(".html"), page.encode())
