@@ -50,7 +50,7 @@ test: $(VENV)/installed  ## style, unit tests, and all notebooks against their s
 inspect: $(VENV)/installed  ## what is in a data set, and what is wrong with it; make inspect DATASET=path/to/folder
 	@$(BIN)/python -m fomo inspect "$(DATASET)"
 
-bench: $(VENV)/installed  ## what each way saves, beside doing without: about a quarter of an hour, of which data/results keeps the longest part; a figure
+bench: $(VENV)/installed  ## what each way saves, beside doing without: about three quarters of an hour, of which data/results keeps the longest part; a figure
 	@$(BIN)/python -m fomo bench --dataset "$(DATASET)"
 
 evidence: $(VENV)/installed  ## what the searches are worth, with many seeds: hours, unless data/results has it

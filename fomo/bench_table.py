@@ -11,11 +11,10 @@ from fomo import bench, figures
 from fomo.artifacts import Run, atomic, read_table, write_json, write_table
 from fomo.bench import row
 from fomo.bench_memory import STATUS, memory
-from fomo.bench_pipeline import pipeline
+from fomo.bench_pipeline import SAMPLE, pipeline
 from fomo.config import RESULTS
 from fomo.results import SEARCH, TRAINING, machine
 
-SAMPLE = "fashion_sample"
 TRIALS = {
     "image_size": 64,
     "trial_size": 32,

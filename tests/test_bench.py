@@ -7,7 +7,7 @@ from fomo import bench, bench_pipeline, bench_table
 from fomo.__main__ import main
 from fomo.artifacts import new_array, read_json, read_table, release, write_json
 from fomo.bench_memory import memory, peak
-from fomo.bench_pipeline import OneByOne, compare, finish, pipeline, search_one_by_one
+from fomo.bench_pipeline import OneByOne, compare, contestants, finish, pipeline, search_one_by_one
 from fomo.config import make_config
 from fomo.data import ImageBatches
 from fomo.heads import HEADS
@@ -124,15 +124,21 @@ def test_memory_is_measured_in_processes_of_their_own():
 # ---- the pipeline
 
 
-def test_both_pipelines_have_one_backbone_and_size_and_the_reports_its_own_procedure(monkeypatch):
-    monkeypatch.setattr(bench_pipeline, "finish", lambda run: run)
-    monkeypatch.setattr(bench_pipeline, "compare", lambda *runs: runs)
-    ours, reports = pipeline(image_size=48)
+def test_both_pipelines_have_one_backbone_and_size_and_the_reports_its_own_procedure():
+    ours, reports = contestants(48)
     size = {"backbone": "tf_efficientnet_lite0", "image_size": 48}
     assert reports.config == make_config("fashion_sample", "report", head_seeds=1, **size)
     assert (reports.config.trials, reports.config.trial_share, reports.config.head_batch) == (30, 1.0, 1)
     assert (ours.config.backbone, ours.config.image_size) == (reports.config.backbone, reports.config.image_size)
-    assert ours.folder != reports.folder != pipeline(image_size=64)[1].folder
+    assert ours.folder != reports.folder != contestants(64)[1].folder
+
+
+def test_pipelines_are_compared_at_each_size(monkeypatch):
+    monkeypatch.setattr(bench_pipeline, "finish", lambda run: run)
+    monkeypatch.setattr(bench_pipeline, "compare", lambda *runs: runs)
+    runs = pipeline()
+    assert [run.config.image_size for run in runs] == [64, 64, 128, 128]
+    assert [run.preset for run in runs] == ["best", "report"] * 2
 
 
 def test_stage_that_was_cut_off_is_computed_anew_and_the_others_are_not(copied):
