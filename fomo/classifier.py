@@ -45,10 +45,14 @@ class Network(nn.Module):
         self.views = views
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.judge([self.backbone(view(images, number)) for number in range(self.views)])
+        return self.judge(self.look(images))
+
+    def look(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """The features (batch, features) of each view; the first one is the image as it is."""
+        return [self.backbone(view(images, number)) for number in range(self.views)]
 
     def judge(self, views: list[torch.Tensor]) -> torch.Tensor:
-        """The same from the features (batch, features) of each view."""
+        """The log-probabilities from the features of each view."""
         logits = [head(features) for features in views for head in self.heads]
         return average(logits, [1.0] * len(logits))
 

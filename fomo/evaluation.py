@@ -10,7 +10,8 @@ from torch import nn
 
 from fomo import metrics
 from fomo.artifacts import Run, Stage, new_array
-from fomo.classifier import average
+from fomo.backbones import Backbone
+from fomo.classifier import Network, average
 from fomo.datasets import HIDDEN
 from fomo.features import store_features
 from fomo.final import compose
@@ -58,15 +59,19 @@ def evaluate(run: Run) -> Evaluation:
         model, validation = compose(run).model, data.part("validation")
         networks, temperatures = model.classifier.networks, model.classifier.temperatures
         decide = model.classifier.decide
-        outputs = [_judge(run, network, shown) for network in networks]
-        first = [_judge(run, networks[0], validation)]  # further networks have been trained on these images
-        validated, _ = decide(average(first, temperatures[:1]))
+        steps = _Steps(networks[0], [finetune_best(run).model.head, train_head(run).model])
+        first, *others = _judge(run, steps, shown)
+        validated, *others_validated = _judge(run, steps, validation)  # what further networks have been trained on
+        outputs = [first, *(_judge(run, network, shown) for network in networks[1:])]
         logits = average(outputs, temperatures)
         _store_predictions(stage, test, rows, decide(logits), classes)
+        on_validation = average([validated], temperatures[:1])
         if split == "validation":
-            shown, images, outputs = validation, data.images[data.images["split"] == "validation"], first
-            logits = average(outputs, temperatures[:1])
+            shown, images, outputs = validation, data.images[data.images["split"] == "validation"], [validated]
+            logits, others = on_validation, others_validated
+        names = ("finetuned, best trial", "with searched head")
         predictions = _predict_others(run, stage, data, shown)
+        predictions |= {name: one.argmax(1).numpy() for name, one in zip(names, others, strict=True)}
         if len(outputs) > 1:
             predictions |= {"one network": decide(average(outputs[:1], temperatures[:1]))[0]}
         if any(model.classifier.handicaps):
@@ -74,7 +79,7 @@ def evaluate(run: Run) -> Evaluation:
         predictions["final"], confidence = decide(logits)
         options = {"classes": len(classes), "resamples": config.bootstrap, "seed": config.seed}
         stage.save_table("metrics", metrics.measure(shown[2], predictions, **options))
-        stage.save_table("validation", metrics.measure(validation[2], {"final": validated}, **options))
+        stage.save_table("validation", metrics.measure(validation[2], {"final": decide(on_validation)[0]}, **options))
         as_they_come = average(outputs, [1.0] * len(outputs)).numpy()
         sure = {"as they come": as_they_come, "calibrated": logits.numpy()}
         stage.save_table("calibration", _calibration(shown[2], sure))
@@ -98,9 +103,27 @@ def evaluate(run: Run) -> Evaluation:
     )
 
 
+class _Steps(nn.Module):
+    """A network of the final model, and in the same pass what `heads` make of its features of the image as it is:
+    images (batch, 3, side, side) -> logits (1 + heads, batch, classes)."""
+
+    def __init__(self, network: Network, heads: list[nn.Module]):
+        super().__init__()
+        self.network = network
+        self.heads = nn.ModuleList(heads)
+
+    @property
+    def backbone(self) -> Backbone:
+        return self.network.backbone
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        views = self.network.look(images)
+        return torch.stack([self.network.judge(views), *(head(views[0]) for head in self.heads)])
+
+
 def _judge(run: Run, network: nn.Module, part: tuple) -> torch.Tensor:
-    """What the network computes of the images of a part: logits, or a backbone's features (images, numbers)."""
-    return predict(network, image_loader(run, part, getattr(network, "backbone", network)), run.device)[0]
+    """What a network with a backbone computes of the images of a part: logits (..., images, classes)."""
+    return predict(network, image_loader(run, part, network.backbone), run.device)[0]
 
 
 def _calibration(labels: np.ndarray, logits: dict[str, np.ndarray]) -> pd.DataFrame:
@@ -117,19 +140,11 @@ def _calibration(labels: np.ndarray, logits: dict[str, np.ndarray]) -> pd.DataFr
 
 
 def _predict_others(run: Run, stage: Stage, data: Preprocessed, part: tuple) -> dict[str, np.ndarray]:
-    """The classes that the models beside which the final one stands predict for `part`."""
-    network = finetune_best(run).model
-    features = _judge(run, network.backbone, part).to(run.device)
-    with torch.inference_mode():
-        logits = {
-            "finetuned, best trial": network.head(features),
-            "with searched head": train_head(run).model(features),
-        }
+    """The classes that models predict for `part` which know nothing of the search."""
     return {
         "majority class": metrics.predict_majority(data.part("train")[2], len(part[1])),
         "logistic regression, not finetuned": _predict_untuned(run, stage, data, part),
         "finetuned, first point": _judge(run, finetune(run).model, part).argmax(1).numpy(),
-        **{name: values.argmax(1).cpu().numpy() for name, values in logits.items()},
     }
 
 
