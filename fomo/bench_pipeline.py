@@ -22,7 +22,7 @@ from fomo.training import fit, make_optimizer
 
 SAMPLE = "fashion_sample"
 BACKBONE = "tf_efficientnet_lite0"
-SIDES = (64, 128)  # of the images, in pixels: the more there are, the less of the time is neither training nor looking
+SIDES = (64, 128)  # of the images, in pixels; the smaller, the larger the part of the time that does not depend on it
 REPORTS = {"head_seeds": 1}  # the report searches once; more seeds are ours
 # The preset `best` with less of everything, for 3600 train images of 28 x 28 pixels.
 OURS = {

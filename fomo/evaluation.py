@@ -59,7 +59,7 @@ def evaluate(run: Run) -> Evaluation:
         model, validation = compose(run).model, data.part("validation")
         networks, temperatures = model.classifier.networks, model.classifier.temperatures
         decide = model.classifier.decide
-        steps = _Steps(networks[0], [finetune_best(run).model.head, train_head(run).model])
+        steps = Steps(networks[0], [finetune_best(run).model.head, train_head(run).model])
         first, *others = _judge(run, steps, shown)
         validated, *others_validated = _judge(run, steps, validation)  # what further networks have been trained on
         outputs = [first, *(_judge(run, network, shown) for network in networks[1:])]
@@ -103,7 +103,7 @@ def evaluate(run: Run) -> Evaluation:
     )
 
 
-class _Steps(nn.Module):
+class Steps(nn.Module):
     """A network of the final model, and in the same pass what `heads` make of its features of the image as it is:
     images (batch, 3, side, side) -> logits (1 + heads, batch, classes)."""
 

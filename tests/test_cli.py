@@ -1,4 +1,5 @@
 import os
+import shutil
 import subprocess
 
 import nbformat
@@ -6,7 +7,9 @@ import pytest
 import toys
 
 import fomo
+from fomo import results
 from fomo.__main__ import main
+from fomo.artifacts import read_json, write_json
 from fomo.config import PRESETS, ROOT
 from fomo.finetuning import FINETUNING_FIRST
 from fomo.report import NOTEBOOKS, check_parameters
@@ -185,6 +188,23 @@ def test_report_ends_with_one_line_of_metrics_and_where_everything_lies(notebook
     assert f"macro F1 {value:.3f} [" in line
     assert str(copied.folder / "11_evaluation" / "model.safetensors") in line
     assert len(progress) == len(toys.STAGES) + len(notebooks)
+
+
+def test_results_are_kept_and_shown_with_the_spread_of_several_seeds(
+    notebooks, copied, dataset, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "kept")
+    asked = ["results", "--dataset", str(dataset), *SMALL]
+    assert main(asked) == 0
+    shown, (folder,) = capsys.readouterr().out, (tmp_path / "kept").iterdir()
+    assert f"kept in {folder}" in shown
+    assert "search / training" in shown
+    assert "±" not in shown
+    other = folder.with_name(f"{folder.name}-seed1")
+    shutil.copytree(folder, other)
+    write_json(other / "config.json", read_json(other / "config.json") | {"seed": 1})
+    assert main(asked) == 0
+    assert "± 0.000" in capsys.readouterr().out
 
 
 def test_report_leaves_an_executed_copy_and_a_page_of_each_notebook(notebooks, copied, dataset):

@@ -1,13 +1,18 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import toys
 from PIL import Image
 from sklearn.metrics import f1_score
 
 import fomo
+from fomo.classifier import Network
+from fomo.evaluation import Steps
 from fomo.images import to_pixels
 from fomo.metrics import METRICS
+from fomo.preprocessing import image_loader
+from fomo.training import predict
 
 
 def test_final_metrics_are_those_of_the_stored_predictions(finished):
@@ -29,6 +34,26 @@ def test_final_model_stands_beside_what_each_step_brought(finished):
         "final",
     ]
     assert finished.evaluation.confusion.to_numpy().sum() == len(finished.evaluation.predictions) == 24
+
+
+def test_earlier_steps_are_judged_by_what_they_predict_alone(finished):
+    run, predictions = finished.run, finished.evaluation.predictions
+    network, head = fomo.finetune_best(run).model, fomo.train_head(run).model
+    part = finished.evaluation.pixels, predictions["row"], predictions["label"]
+    features, _ = predict(network.backbone, image_loader(run, part, network.backbone), run.device)
+    assert predictions["finetuned, best trial"].tolist() == network.head(features).argmax(1).tolist()
+    assert predictions["with searched head"].tolist() == head(features).argmax(1).tolist()
+
+
+def test_earlier_steps_see_the_image_as_it_is_whatever_views_the_final_model_has(finished):
+    model = fomo.finetune_best(finished.run).model
+    steps = Steps(Network(model.backbone, [model.head], views=2), [model.head]).eval()
+    images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        both, alone = steps(images)
+        assert torch.allclose(alone, model(images), atol=1e-6)
+        assert torch.equal(both, steps.network(images))
+    assert not torch.allclose(both, alone.log_softmax(1), atol=1e-4)
 
 
 def test_final_models_validation_metrics_are_those_that_it_was_chosen_for(finished):
