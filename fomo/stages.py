@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from fomo.artifacts import Run, Stage, load_state, save_state
-from fomo.backbones import weights_fingerprint
 from fomo.datasets import load_dataset
 from fomo.tuning import Study
+from fomo.weights import weights_fingerprint
 
 FINETUNING = (
     *("backbone", "weights", "rotation", "zoom", "randaugment", "train_scale", "batch_size", "balance"),

@@ -15,6 +15,7 @@ import torch
 import toys
 
 from fomo.artifacts import Run
+from fomo.backbones import load_backbone
 from fomo.evaluation import Evaluation
 
 matplotlib.use("Agg")
@@ -76,3 +77,9 @@ def processes() -> partial:
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         pool.submit(os.getpid).result()
     return partial(ProcessPoolExecutor, 2, mp_context=context)
+
+
+@pytest.fixture(scope="session")
+def lite0():
+    """The default network with its ImageNet weights."""
+    return load_backbone("tf_efficientnet_lite0", "imagenet", 64)

@@ -22,6 +22,7 @@ ORDER = [
     "images",
     "inspection",
     "data",
+    "weights",
     "backbones",
     "features",
     "heads",
