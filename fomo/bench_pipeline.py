@@ -29,13 +29,14 @@ REPORTS = {"head_seeds": 1}  # the report searches once; more seeds are ours
 # train images of 28 x 28 pixels.
 OURS = BEST["fashion"] | {
     "epochs": 3,
-    "trials": 10,
+    "trials": 8,
     "initial_trials": 5,
     "trial_size": 32,  # more than the images have
     "trial_share": 0.25,  # with trial_size a seventh of a full trial (finetuning_fidelities.csv)
     "finalists_per_layer": False,
     "race_epochs": 0,  # a race of three would cost as much as the final training
     "head_images": 500,
+    "darts_epochs": 4,  # shown, but the head is chosen by the trainings alone
     "head_seeds": 1,
     "head_space": "report",
     "members": 1,
