@@ -132,7 +132,8 @@ class Stage:
             )
             raise UserError(
                 f"{folder} was computed with other settings ({differing}). Ask for the stored settings, give the new "
-                "run a name of its own (Run(..., name=...)), or compute it anew with FOMO_FRESH=1"
+                "run a name of its own (Run(..., name=...)), delete this folder and those of the stages after it, or "
+                "compute all stages anew with FOMO_FRESH=1"
             )
 
     @property
@@ -140,13 +141,20 @@ class Stage:
         """Whether the result is complete."""
         return read_json(self._record)["done"]
 
+    def reopen(self) -> None:
+        """Says that a complete result is to get more, the cost of which `finish` adds to its own."""
+        facts = read_json(self._record)
+        self._resumed = facts["resumed"]
+        self._write(**facts | {"done": False})
+
     def finish(self, **costs: float) -> None:
         """Says that the result is complete and what it cost (`costs`: of parts of it, in seconds), and removes what
         killed runs have left. Stages before it that were finished meanwhile have their own cost."""
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+        before = read_json(self._record)
+        memory = max(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3, before.get("peak_memory_mb", 0))
         seconds = time.perf_counter() - Stage.spent - self._opened
         Stage.spent += seconds
-        cost = {"seconds": seconds, "peak_memory_mb": memory, "resumed": self._resumed}
+        cost = {"seconds": seconds + before.get("seconds", 0), "peak_memory_mb": memory, "resumed": self._resumed}
         self._write(done=True, **cost, threads=torch.get_num_threads(), **costs)
         for leftover in self.folder.glob(".*.tmp"):
             leftover.unlink(missing_ok=True)

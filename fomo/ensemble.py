@@ -33,12 +33,17 @@ def train_members(run: Run) -> list[Member]:
     given a head as was chosen there, each with a seed and a division into train and validation of its own.
 
     Together they are trained on nearly all images, their mean errs less often than one of them (L. Breiman, Bagging
-    predictors, 1996), and each has images left that are new to it, to judge and calibrate it by.
+    predictors, 1996), and each has images left that are new to it, to judge and calibrate it by. None depends on how
+    many there are: a run that is finished can be given further ones.
     """
-    stage = open_stage(run, "9_ensemble")
+    if (run.folder / "10_final").exists():
+        open_stage(run, "10_final")  # if it is of another number of networks, that is said before they are trained
+    stage, numbers = open_stage(run, "9_ensemble"), range(2, run.config.members + 1)
+    if stage.done and not all(stage.path(f"weights_{number}.pt").exists() for number in numbers):
+        stage.reopen()
     first = finetune_best(run).model, train_head(run).model, preprocess(run), extract_features(run).validation
     members = [Member(*first)]
-    for number in range(2, run.config.members + 1):
+    for number in numbers:
         own, weights = copy(run), stage.path(f"weights_{number}.pt")
         own.config = replace(run.config, seed=run.config.seed + SEEDS * (number - 1))
         data = preprocess(run).divided(own.config.validation_share, own.config.seed)

@@ -44,8 +44,8 @@ STAGES = {
     ),
     "7_head_tuning": ("6_darts", ("head_trials", "head_epochs", "head_batch")),
     "8_head": ("7_head_tuning", ()),
-    "9_ensemble": ("8_head", ("members",)),
-    "10_final": ("9_ensemble", ("final",)),
+    "9_ensemble": ("8_head", ()),  # whose networks do not depend on how many there are
+    "10_final": ("9_ensemble", ("members", "final")),
     "11_evaluation": ("10_final", ("first_epochs", "bootstrap")),
 }
 

@@ -177,6 +177,24 @@ def test_finished_stage_tells_what_it_cost(tmp_path):
     assert read_json(tmp_path / "stage" / "stage.json")["resumed"]
 
 
+def test_reopened_stage_has_cost_what_it_cost_before_as_well(tmp_path, monkeypatch):
+    clock = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock.now)
+    stage = Stage(tmp_path, {})
+    clock.now += 20
+    stage.finish()
+    again = Stage(tmp_path, {})
+    again.reopen()
+    assert not again.done
+    clock.now += 3
+    again.finish()
+    stored = read_json(tmp_path / "stage.json")
+    assert (stored["seconds"], stored["resumed"], stored["done"]) == (23, False, True)
+    Stage(tmp_path, {}).reopen()  # and then killed
+    Stage(tmp_path, {}).finish()
+    assert read_json(tmp_path / "stage.json")["resumed"]
+
+
 def test_stages_finished_within_another_are_not_in_its_seconds(tmp_path, monkeypatch):
     clock = SimpleNamespace(now=1000.0)
     monkeypatch.setattr(time, "perf_counter", lambda: clock.now)

@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -5,6 +7,8 @@ import torch
 import toys
 
 import fomo
+from fomo.artifacts import read_json
+from fomo.config import UserError
 from fomo.preprocessing import image_loader
 from fomo.training import evaluate, predict
 
@@ -42,6 +46,32 @@ def test_features_of_a_network_are_of_the_images_that_it_has_not_seen(finished):
         backbone = member.network.backbone
         batches = image_loader(finished.run, member.data.part("validation"), backbone)
         assert np.allclose(predict(backbone, batches, finished.run.device)[0], member.features, atol=1e-5)
+
+
+def test_finished_run_can_be_given_a_further_network(copied, finished, dataset):
+    """It ends as if all had been asked for at once, has trained the new one only, and cost what all of them took."""
+    folder, before = copied.folder / "9_ensemble", finished.run.folder / "9_ensemble"
+    for later in ("10_final", "11_evaluation"):
+        shutil.rmtree(copied.folder / later)
+    run = toys.tiny_run(dataset, members=3)
+    assert len(fomo.train_members(run)) == 3
+    old, stored = (read_json(path / "stage.json") for path in (before, folder))
+    assert stored["done"]
+    assert stored["seconds"] > old["seconds"]
+    assert not stored["resumed"]
+    for path in before.glob("*_2.*"):
+        assert (folder / path.name).stat().st_mtime_ns == path.stat().st_mtime_ns
+    extended = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "stage.json"}
+    shutil.rmtree(folder)
+    fomo.train_members(run)
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "stage.json"} == extended
+    assert "weights_3.pt" in extended
+
+
+def test_number_of_networks_is_refused_before_any_is_trained(copied, dataset):
+    with pytest.raises(UserError, match=r"10_final was .*members: stored 2, asked 3.* delete this folder and those of"):
+        fomo.train_members(toys.tiny_run(dataset, members=3))
+    assert not (copied.folder / "9_ensemble" / "weights_3.pt").exists()
 
 
 def test_one_network_is_the_one_that_all_choices_were_made_on(dataset):
