@@ -180,7 +180,7 @@ BEST = {
         "rotation": 180.0,  # seen from above, no side is up
         "epochs": 12,  # of 24, three networks kept the 11th, the 11th and the 7th
         "race_share": 1.0,  # on half of the images, the race took the wrong depth
-        "members": 6,  # as many as two hours are enough for: each takes 15 minutes on two cores, with its evaluation
+        "members": 6,  # each takes 15 minutes on two cores, with its evaluation: two hours, and some to spare
     },
 }
 
