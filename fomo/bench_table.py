@@ -143,6 +143,7 @@ def store(part: str, rows: list[dict]) -> None:
     """Puts the rows of a part into data/results/bench.csv, in place of what was there, and what they ran on."""
     facts = machine()
     where = f"{facts['processor']}, {facts['cores']} cores, threads: {torch.get_num_threads()}"
+    where += f", {facts['gpu']}" if "gpu" in facts else ""
     new = pd.DataFrame(rows).assign(measured_on=where)
     new.insert(0, "part", part)
     kept = stored()

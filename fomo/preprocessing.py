@@ -120,7 +120,7 @@ def image_batches(
     """
     config = run.config
     options = {"rotation": config.rotation, "zoom": config.zoom, "scale": config.train_scale}
-    options |= {"randaugment": config.randaugment, "side": side, "generator": generator}
+    options |= {"randaugment": config.randaugment, "side": side, "generator": generator, "device": run.device}
     return ImageBatches(*part, backbone.mean, backbone.std, **options)
 
 

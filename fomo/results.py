@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 
 from fomo.artifacts import Run, read_json, read_table, write_json, write_table
 from fomo.config import RESULTS, UserError
@@ -77,10 +78,11 @@ def costs(run: Run) -> pd.DataFrame:
 
 
 def machine() -> dict:
-    """Processor, cores, memory in GB, Python and the packages that results depend on."""
+    """Processor, cores, memory in GB, the GPU if there is one, Python and the packages that results depend on."""
     model = [line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     facts = {"processor": (model or [platform.machine()])[0], "cores": os.cpu_count(), "memory_gb": round(memory)}
+    facts |= {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
     return facts | {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
 
 

@@ -117,7 +117,9 @@ def fit(
     history, best, best_state, start = [], None, None, time.perf_counter()
     total = epochs * len(train)
     scheduler = LambdaLR(optimizer, partial(cosine, steps=total)) if schedule == "cosine" else None
-    average = AveragedModel(model, multi_avg_fn=partial(_move, averaging), use_buffers=True) if averaging else None
+    average = AveragedModel(model, use_buffers=True) if averaging else None
+    if average:  # it counts its steps on the processor; what it passes on lies on the GPU, which one would wait for
+        average.multi_avg_fn = lambda *weights: _move(averaging, *weights[:2], int(average.n_averaged))
     shown = average.module if average else model
     if checkpoint and checkpoint.exists():
         stored = load_state(checkpoint, device)
@@ -178,10 +180,10 @@ def fit(
     return curves
 
 
-def _move(decay: float, averages: list[torch.Tensor], current: list[torch.Tensor], steps: torch.Tensor) -> None:
+def _move(decay: float, averages: list[torch.Tensor], current: list[torch.Tensor], steps: int) -> None:
     """Moves the `averages` towards the `current` weights: by 1 - `decay`, but early by more, so that a short training
     has forgotten where it began."""
-    get_ema_multi_avg_fn(min(decay, (1 + int(steps)) / (10 + int(steps))))(averages, current, steps)
+    get_ema_multi_avg_fn(min(decay, (1 + steps) / (10 + steps)))(averages, current, steps)
 
 
 def _keep(model: nn.Module, kept: dict | None, better: np.ndarray) -> dict:
