@@ -18,7 +18,15 @@ from tqdm import tqdm
 from fomo.artifacts import Run, read_table, write_table
 from fomo.config import RESULTS
 from fomo.finetuning import FINETUNING_FIRST, FINETUNING_SPACE, finetuning_trial
-from fomo.finetuning_evidence import fidelities, fidelity_summary, pruning, recipe_summary, recipes
+from fomo.finetuning_evidence import (
+    SKIN_CANCER,
+    fidelities,
+    fidelity_summary,
+    pruning,
+    recipe_summary,
+    recipes,
+    skin_cancer_recipes,
+)
 from fomo.head_search import extract_features, new_bank, search_alphas, search_head, train_alone
 from fomo.heads import HEADS
 from fomo.metrics import log_loss
@@ -35,7 +43,7 @@ def stored(name: str) -> pd.DataFrame:
 
 
 def gather() -> str:
-    """All evidence, on the embedded sample; goes on after what is stored. Returns it as text."""
+    """All evidence, on the embedded sample but for one table; goes on after what is stored. Returns it as text."""
     RESULTS.mkdir(exist_ok=True)
     record(Run("fashion_sample", "quick", name="evidence"))
     table = contest()
@@ -47,6 +55,7 @@ def gather() -> str:
     text += ["heads found in the large space, trained alone", layered.drop(columns="seconds").round(4)]
     text += ["mean of the best heads of a bank", ensembles(rules_run).round(4)]
     text += ["finetuning in other ways, validation", recipe_summary(recipes()).round(4)]
+    text += ["... on Skin Cancer", recipe_summary(skin_cancer_recipes(), SKIN_CANCER).round(4)]
     text += ["cheaper trials", fidelity_summary(fidelities()).round(3)]
     text += ["hopeless trials ended early", pruning(stored("finetuning_trials")).round(4)]
     return "\n\n".join(part if isinstance(part, str) else part.to_string() for part in text)

@@ -1,8 +1,10 @@
-"""What recipes of finetuning bring and what cheaper trials are worth, on the embedded sample, stored in tables."""
+"""What recipes of finetuning bring, on the embedded sample and on Skin Cancer, and what cheaper trials are worth; kept
+in tables."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
 
@@ -11,8 +13,11 @@ import pandas as pd
 from scipy.stats import spearmanr
 from tqdm import tqdm
 
-from fomo.artifacts import Run, read_table, write_table
+from fomo.artifacts import Run, read_json, read_table, write_table
+from fomo.classifier import Network
 from fomo.config import RESULTS
+from fomo.ensemble import SEEDS
+from fomo.final import VIEWS, judge, score
 from fomo.finetuning import (
     FINETUNING_FIRST,
     FINETUNING_SPACE,
@@ -21,8 +26,9 @@ from fomo.finetuning import (
     store_trial_views,
     untrained,
 )
-from fomo.preprocessing import preprocess
+from fomo.preprocessing import image_loader, preprocess
 from fomo.stages import outcome
+from fomo.training import predict
 from fomo.trials import run_trial
 from fomo.tuning import Study, medians
 
@@ -52,9 +58,7 @@ def recipes() -> pd.DataFrame:
     the losses and accuracy on validation at the epoch kept. Stored as data/results/finetuning_recipes.csv, row by row.
     """
     keys = [{"recipe": recipe, "seed": seed} for seed in range(3) for recipe in RECIPES]
-    for key in keys:
-        preprocess(recipe_run(**key))  # here, or two processes would write the same files
-    return _in_turn("finetuning_recipes", train_recipe, keys)
+    return _in_turn("finetuning_recipes", train_recipe, keys, lambda **key: preprocess(recipe_run(**key)))
 
 
 def train_recipe(recipe: str, seed: int) -> dict:
@@ -72,14 +76,60 @@ def recipe_run(recipe: str, seed: int) -> Run:
     return Run("fashion_sample", "quick", seed=seed, name=f"recipes-{crop}-{seed}", **settings)
 
 
-def recipe_summary(table: pd.DataFrame) -> pd.DataFrame:
-    """Validation loss and accuracy of each recipe, means over seeds, and what it brings beside the plain one: mean and
+def recipe_summary(table: pd.DataFrame, recipes: Iterable[str] = RECIPES) -> pd.DataFrame:
+    """Validation loss and accuracy of each recipe, means over seeds, and what it brings beside the first one: mean and
     standard deviation of the difference with the same seed."""
+    first, *_ = recipes
     loss = table.pivot(index="seed", columns="recipe", values="validation_loss")
     accuracy = table.pivot(index="seed", columns="recipe", values="validation_accuracy")
-    gain = accuracy.sub(accuracy["plain"], axis=0)
+    gain = accuracy.sub(accuracy[first], axis=0)
     columns = {"loss": loss.mean(), "accuracy": accuracy.mean(), "gain": gain.mean(), "gain_std": gain.std()}
-    return pd.DataFrame(columns).loc[list(RECIPES)]
+    return pd.DataFrame(columns).loc[list(recipes)]
+
+
+SKIN_CANCER = {  # each a change to `best`, or to the configuration that its study found there with seed 0
+    "best": {},
+    "trained at 192 px, judged at 224": {"image_size": 224, "train_scale": 6 / 7},
+    "trained at 192 px": {"train_scale": 1.0},
+    "cut-outs of at most 30%": {"zoom": 0.3},
+    "label smoothing": {"label_smoothing": 0.1},
+    "RandAugment": {"randaugment": 1},
+    "half the learning rate": {"lr": 3e-4},
+    "adam": {"optimizer": "adam", "lr": 6e-4},
+    "all stages": {"layer": 1},
+    "all stages, layer decay": {"layer": 1, "layer_decay": 0.6},
+}
+
+
+def skin_cancer_recipes() -> pd.DataFrame:
+    """Each of `SKIN_CANCER` on the divisions of three of the networks of a run of `best`, trained as those are: a row
+    each, with accuracy, macro F1 and calibrated loss of its linear layer on the eight views of the validation images.
+    Stored as data/results/skin_cancer_recipes.csv, row by row; hours on a processor, half an hour on a GPU."""
+    keys = [{"recipe": recipe, "seed": SEEDS * number} for number in range(3) for recipe in SKIN_CANCER]
+    return _in_turn("skin_cancer_recipes", train_on_skin_cancer, keys, lambda recipe, **_: preprocess(skin_run(recipe)))
+
+
+def train_on_skin_cancer(recipe: str, seed: int) -> dict:
+    """What a network trained by the recipe, on the division of that seed, is worth there, and its seconds."""
+    run = skin_run(recipe)
+    data = preprocess(run).divided(run.config.validation_share, seed)
+    run.config = replace(run.config, seed=seed)
+    classifier = untrained(run, data)
+    found = read_json(RESULTS / "skin_cancer" / "config.json")["found"]["finetuning"]
+    changes = {name: value for name, value in SKIN_CANCER[recipe].items() if name in found}
+    history = fit_images(run, data, classifier, found | changes, run.config.epochs)
+    network = Network(classifier.backbone, [classifier.head], VIEWS[-1])
+    logits, labels = predict(network, image_loader(run, data.part("validation"), classifier.backbone), run.device)
+    worth = judge(labels.numpy(), logits.double().numpy())
+    named = score(labels.numpy(), logits.argmax(1).numpy(), len(data.dataset.classes))
+    return {"validation_loss": worth["validation_loss"]} | named | {"seconds": history.attrs["seconds"]}
+
+
+def skin_run(recipe: str) -> Run:
+    """A run of `best` on Skin Cancer whose images are prepared as the recipe says."""
+    settings = {name: value for name, value in SKIN_CANCER[recipe].items() if name not in FINETUNING_SPACE}
+    size = settings.get("image_size", "best")
+    return Run("skin_cancer", "best", name=f"recipes-{size}", **settings)
 
 
 FIDELITIES = {
@@ -96,11 +146,15 @@ def fidelities() -> pd.DataFrame:
     """24 of the recorded configurations, spread evenly over their ranks, tried in full and in cheaper ways: a row each,
     with its validation loss and seconds. Stored as data/results/finetuning_fidelities.csv, row by row."""
     keys = [{"fidelity": fidelity, "place": place} for fidelity in FIDELITIES for place in range(24)]
-    preprocess(fidelity_run("full"))
-    for fidelity, settings in FIDELITIES.items():
-        if "trial_views" in settings:  # here, or each process would store them, in the time of its first trial
-            store_trial_views(fidelity_run(fidelity))
-    return _in_turn("finetuning_fidelities", try_cheaply, keys)
+    return _in_turn("finetuning_fidelities", try_cheaply, keys, prepare_fidelity)
+
+
+def prepare_fidelity(fidelity: str, place: int) -> None:
+    """Stores what all trials of this fidelity share, which would count for the first of them."""
+    run = fidelity_run(fidelity)
+    preprocess(run)
+    if run.config.trial_views:
+        store_trial_views(run)
 
 
 def try_cheaply(fidelity: str, place: int) -> dict:
@@ -165,15 +219,21 @@ def _recorded(count: int) -> list[dict]:
     return [study.configuration(trial) for trial in ranked[np.linspace(0, len(ranked) - 1, count).astype(int)]]
 
 
-def _in_turn(name: str, function: Callable[..., dict], keys: list[dict]) -> pd.DataFrame:
+def _in_turn(
+    name: str, function: Callable[..., dict], keys: list[dict], prepare: Callable[..., object] | None = None
+) -> pd.DataFrame:
     """A row for each of `keys` with what `function` makes of it, on processes of one thread each; rows that are in the
-    table `name` of data/results are not computed again."""
+    table `name` of data/results are not computed again. `prepare` is called before, with each key in turn, to write
+    what several processes would write at once."""
     path = RESULTS / f"{name}.csv"
     table = read_table(path) if path.exists() else pd.DataFrame(columns=list(keys[0]))
     done = table[list(keys[0])].to_dict("records")
+    todo = [key for key in keys if key not in done]
+    for key in todo if prepare else []:
+        prepare(**key)
     os.environ["OMP_NUM_THREADS"] = "1"  # two processes of one thread do more than one of two
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
-        futures = {pool.submit(function, **key): key for key in keys if key not in done}
+        futures = {pool.submit(function, **key): key for key in todo}
         for future in tqdm(as_completed(futures), total=len(futures), desc=name, leave=False):
             table = pd.concat([table, pd.DataFrame([futures[future] | future.result()])], ignore_index=True)
             write_table(path, table.sort_values(list(keys[0])))
