@@ -9,7 +9,7 @@ from fomo import bench_table
 from fomo.artifacts import Run
 from fomo.config import DATASETS, PRESETS, UserError
 from fomo.inspection import inspect
-from fomo.results import collect, measured, spread
+from fomo.results import collect, leaked, measured, spread
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -88,9 +88,10 @@ def _report(given: argparse.Namespace) -> str:
 
 
 def _results(given: argparse.Namespace) -> str:
-    """Keeps the results of the run with the parameters given; returns the table of all runs that are kept."""
+    """Keeps the results of the run with the parameters given; returns tables of all runs that are kept: beside the
+    report's, over seeds, and with leaks."""
     folder = collect(_run(given)[0])
-    tables = [measured(), spread()]
+    tables = [measured(), spread(), leaked()]
     shown = "\n\n".join(table.to_string(index=False) for table in tables if len(table))
     return f"{shown}\n\nkept in {folder}"
 

@@ -8,12 +8,12 @@ import pandas as pd
 import torch
 
 from fomo import bench, figures
-from fomo.artifacts import Run, atomic, read_table, write_json, write_table
+from fomo.artifacts import Run, atomic, read_json, read_table, write_json, write_table
 from fomo.bench import row
 from fomo.bench_memory import STATUS, memory
 from fomo.bench_pipeline import SAMPLE, pipeline
 from fomo.config import RESULTS
-from fomo.results import SEARCH, TRAINING, machine
+from fomo.results import SEARCH, TRAINING, machine, measured_on
 
 TRIALS = {
     "image_size": 64,
@@ -59,7 +59,7 @@ def gather(dataset: str = SAMPLE, image_size: int = 128) -> str:
         store("pipeline", pipeline())
     write_json(RESULTS / "bench_machine.json", machine())
     draw(run.figures.parent, spent)
-    minutes = spent.set_index("data set").T.round(1).to_string()
+    minutes = spent.drop(columns="on").set_index("data set").T.round(1).to_string()
     return f"{show(stored())}\n\nminutes, as kept in data/results; also in figures/bench.png\n{minutes}"
 
 
@@ -111,22 +111,24 @@ def of_memory(table: pd.DataFrame) -> list[dict]:
 
 def of_search(spent: pd.DataFrame) -> list[dict]:
     """Rows on all of search against the final training, from the table of `costs`."""
-    names = ["all of search", "all of training", "search / training"]
+    names, note = ["all of search", "all of training", "search / training"], "times the training's"
     return [
-        row(
-            f"all of search, against the final training: {name}", search, training, "min", ratio, "times the training's"
-        )
-        for name, search, training, ratio in spent[["data set", *names]].itertuples(index=False)
+        row(f"all of search, against the final training: {name}", search, training, "min", ratio, note)
+        | {"measured_on": machine}
+        for name, machine, search, training, ratio in spent[["data set", "on", *names]].itertuples(index=False)
     ]
 
 
 def costs() -> pd.DataFrame:
-    """Minutes of each stage of the runs in data/results, a row a data set; then of all, of all of search (both studies,
-    the race and the head search), of the training of all networks of the final model, and the ratio of the two."""
+    """Minutes of each stage of the runs in data/results, a row a data set, and what it ran on; then of all, of all of
+    search (both studies, the race and the head search), of the training of all networks of the final model, and the
+    ratio of the two."""
     rows = []
     for path in sorted(RESULTS.glob("*/costs.csv")):
         minutes = read_table(path).set_index("stage")["seconds"] / 60
-        row = {"data set": path.parent.name} | {word: minutes[stage] for stage, word in STAGES.items()}
+        gpu = read_json(path.with_name("machine.json")).get("gpu")
+        row = {"data set": path.parent.name + (f", {gpu}" if gpu else ""), "on": measured_on(path.parent)}
+        row |= {word: minutes[stage] for stage, word in STAGES.items()}
         row |= {"all": minutes.sum(), "all of search": minutes[list(SEARCH)].sum()}
         row |= {"all of training": minutes[list(TRAINING)].sum()}
         rows.append(row | {"search / training": row["all of search"] / row["all of training"]})
@@ -140,11 +142,12 @@ def stored() -> pd.DataFrame:
 
 
 def store(part: str, rows: list[dict]) -> None:
-    """Puts the rows of a part into data/results/bench.csv, in place of what was there, and what they ran on."""
+    """Puts the rows of a part into data/results/bench.csv, in place of what was there, and what they ran on, which is
+    this machine if they do not say `measured_on`."""
     facts = machine()
     where = f"{facts['processor']}, {facts['cores']} cores, threads: {torch.get_num_threads()}"
     where += f", {facts['gpu']}" if "gpu" in facts else ""
-    new = pd.DataFrame(rows).assign(measured_on=where)
+    new = pd.DataFrame([one | {"measured_on": one.get("measured_on", where)} for one in rows])
     new.insert(0, "part", part)
     kept = stored()
     table = pd.concat([kept[kept["part"] != part], new], ignore_index=True)

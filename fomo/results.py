@@ -16,7 +16,9 @@ from fomo.evaluation import evaluate
 from fomo.final import compose
 from fomo.finetuning import finetune_best, optimize_finetuning, race
 from fomo.head_search import search_head, train_head, tune_head
+from fomo.inspection import digests, leaks
 from fomo.metrics import REPORT
+from fomo.preprocessing import preprocess
 from fomo.stages import STAGES
 
 PACKAGES = ("torch", "torchvision", "timm", "bayesian-optimization", "scikit-learn", "numpy")
@@ -40,6 +42,8 @@ def collect(run: Run) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     search, result = search_head(run), evaluate(run)
     predictions = result.predictions[["file", "label", "final", "confidence"]].round({"confidence": 4})
+    leaked = leaks(digests(preprocess(run).dataset), into="train")
+    predictions["in_train"] = predictions["file"].isin(leaked["file"])
     tables = {"trials": optimize_finetuning(run).trials, "race": race(run), "history": finetune_best(run).history}
     tables |= {"ranking": search.ranking, "rules": search.rules, "layered": search.layered}
     tables |= {"head_trials": tune_head(run).trials, "metrics": result.metrics, "per_class": result.per_class}
@@ -88,7 +92,7 @@ def machine() -> dict:
 
 def measured() -> pd.DataFrame:
     """The report's table and ours, from data/results: a row a data set; F1 and accuracy with 95% intervals, minutes of
-    all, and what all searches took as a share of the final training."""
+    all, what they were measured on, and what all searches took as a share of the final training."""
     rows = []
     for path in sorted(RESULTS.glob("*/metrics.csv")):
         metrics, costs = read_table(path), read_table(path.with_name("costs.csv")).set_index("stage")["seconds"]
@@ -100,7 +104,28 @@ def measured() -> pd.DataFrame:
             text = f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
             row |= {f"{name}, report": theirs.get(name), f"{name}, ours": text}
         share = costs[list(SEARCH)].sum() / costs[list(TRAINING)].sum()
-        rows.append(row | {"minutes": round(costs.sum() / 60), "search / training": round(share, 2)})
+        row |= {"minutes": round(costs.sum() / 60), "on": measured_on(path.parent)}
+        rows.append(row | {"search / training": round(share, 2)})
+    return pd.DataFrame(rows)
+
+
+def measured_on(folder: Path) -> str:
+    """The GPU, or else the processor, that a folder of data/results was measured on."""
+    facts = read_json(folder / "machine.json")
+    return facts.get("gpu", facts["processor"])
+
+
+def leaked() -> pd.DataFrame:
+    """What data/results holds with leaks: a row a data set, with the number of its test images that show what an image
+    of the train split shows (the same bytes, or the same group), of those that are new, and the accuracy on either."""
+    rows = []
+    for path in sorted(RESULTS.glob("*/predictions.csv")):
+        table = read_table(path)
+        right = table["label"] == table["prediction"]
+        row = {"data set": path.parent.name}
+        for name, chosen in (("in train too", table["in_train"]), ("new", ~table["in_train"])):
+            row |= {name: chosen.sum(), f"{name}, accuracy": round(right[chosen].mean(), 3)}
+        rows += [row] if row["in train too"] else []
     return pd.DataFrame(rows)
 
 

@@ -33,6 +33,8 @@ def kept(tmp_path, monkeypatch):
         table = pd.DataFrame({"stage": list(bench_table.STAGES), "seconds": seconds})
         table.loc[table["stage"] == "4_best_finetuning", "seconds"] = 600.0
         table.to_csv(folder / "costs.csv", index=False)
+        gpu = {"gpu": "fast one"} if name == "skin_cancer" else {}
+        write_json(folder / "machine.json", {"processor": "slow one"} | gpu)
     return tmp_path / "results"
 
 
@@ -187,7 +189,10 @@ def test_table_has_a_row_for_each_comparison_and_its_ratio(counted, kept):
     table = read_table(kept / "bench.csv").set_index("what")
     assert table["ratio"].tolist() == pytest.approx([1.5, 5.0, 0.95, 1.5, 4.0, 3.0, 1.1, 4 / 21, 4 / 11, 10.0])
     assert list(table["part"].unique()) == ["images", "trials", "heads", "memory", "search", "pipeline"]
-    assert table["measured_on"].str.contains("threads").all()
+    own = table[table["part"] != "search"]
+    assert own["measured_on"].str.contains("threads").all()
+    assert table.loc[table["part"] == "search", "measured_on"].tolist() == ["slow one", "fast one"]
+    assert list(read_table(kept / "bench.csv").columns)[-1] == "measured_on"
     assert all(what in text for what in table.index)
     assert read_json(kept / "bench_machine.json")["cores"] >= 1
 

@@ -88,6 +88,30 @@ def test_spread_is_that_of_the_seeds_of_each_data_set(tmp_path, monkeypatch):
     assert results.spread().to_dict("records") == [expected]
 
 
+def test_images_that_are_in_train_too_are_counted_by_themselves(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    leaks = {"clean": [False] * 4, "leaky": [True, True, False, False], "all": [True] * 4}
+    for name, in_train in leaks.items():
+        (tmp_path / name).mkdir()
+        table = pd.DataFrame({"label": [0, 1, 0, 1], "prediction": [0, 1, 0, 0], "in_train": in_train})
+        table.to_csv(tmp_path / name / "predictions.csv")
+    table = results.leaked().set_index("data set")
+    assert table.loc["leaky"].tolist() == [2, 1, 2, 0.5]
+    assert table.loc["all"].tolist()[:3] == [4, 0.75, 0]
+    assert set(table.index) == {"leaky", "all"}
+
+
+def test_predictions_tell_which_images_are_in_train_too(tmp_path, monkeypatch):
+    folder = toys.write_dataset(tmp_path / "leaky")
+    shutil.copy(folder / "images_train" / "004.png", folder / "images_test" / "001.png")
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    run = toys.tiny_run(folder, **toys.SHORT)
+    fomo.evaluate(run)
+    table = read_table(results.collect(run) / "predictions.csv")
+    assert table.loc[table["in_train"], "file"].tolist() == ["images_test/001.png"]
+    assert results.leaked()["in train too"].tolist() == [1]
+
+
 def test_measured_shows_ours_beside_the_reports(tmp_path, monkeypatch):
     monkeypatch.setattr(results, "RESULTS", tmp_path)
     for name in ("emotions", "skin_cancer-drop", "own"):
@@ -99,6 +123,8 @@ def test_measured_shows_ours_beside_the_reports(tmp_path, monkeypatch):
         seconds = [350.0 if stage == "4_best_finetuning" else 50.0 for stage in stages]
         pd.DataFrame({"stage": stages, "seconds": seconds}).to_csv(tmp_path / name / "costs.csv")
         write_json(tmp_path / name / "config.json", {"dataset": name.removesuffix("-drop")})
+        gpu = {"gpu": "fast one"} if name == "own" else {}
+        write_json(tmp_path / name / "machine.json", {"processor": "slow one"} | gpu)
     table = results.measured().set_index("data set")
     assert table["accuracy, ours"].tolist() == ["0.700 [0.600, 0.800]"] * 3
     assert table.loc["emotions", "macro F1, report"] == 0.63
@@ -106,3 +132,4 @@ def test_measured_shows_ours_beside_the_reports(tmp_path, monkeypatch):
     assert np.isnan(table.loc["own", "accuracy, report"])
     assert table["search / training"].tolist() == [0.5] * 3
     assert table["minutes"].tolist() == [15] * 3
+    assert table["on"].to_dict() == {"emotions": "slow one", "skin_cancer-drop": "slow one", "own": "fast one"}
