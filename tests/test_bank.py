@@ -215,7 +215,9 @@ def test_fit_goes_on_with_one_diverged_head_and_raises_when_all_have_diverged():
 
 @pytest.mark.parametrize("equal", [True, False])
 def test_number_of_threads_changes_nothing(equal):
-    chosen = configurations(1) * 6 if equal else None
+    """Equal ones are trained by sgd: adam makes whole steps of mere rounding, as the gradient of a bias before a batch
+    normalisation is, and on some processors products round otherwise in a bank of another size."""
+    chosen = configurations(4)[1:2] * 6 if equal else None
     found = []
     for count in (1, 2, 3, 64):
         torch.manual_seed(7)
