@@ -196,6 +196,8 @@ def _rounds(functions: list[Callable[[], None]]) -> Iterator[list[float]]:
         for function in functions:
             start = time.perf_counter()
             function()
+            if torch.cuda.is_available():  # or what it left to a GPU would count for the next one
+                torch.cuda.synchronize()
             times.append(time.perf_counter() - start)
         if number:
             yield times
