@@ -220,7 +220,7 @@ def _recorded(count: int) -> list[dict]:
 
 
 def _in_turn(
-    name: str, function: Callable[..., dict], keys: list[dict], prepare: Callable[..., object] | None = None
+    name: str, function: Callable[..., dict], keys: list[dict], prepare: Callable[..., object]
 ) -> pd.DataFrame:
     """A row for each of `keys` with what `function` makes of it, on processes of one thread each; rows that are in the
     table `name` of data/results are not computed again. `prepare` is called before, with each key in turn, to write
@@ -229,7 +229,7 @@ def _in_turn(
     table = read_table(path) if path.exists() else pd.DataFrame(columns=list(keys[0]))
     done = table[list(keys[0])].to_dict("records")
     todo = [key for key in keys if key not in done]
-    for key in todo if prepare else []:
+    for key in todo:
         prepare(**key)
     os.environ["OMP_NUM_THREADS"] = "1"  # two processes of one thread do more than one of two
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:

@@ -101,5 +101,5 @@ def test_rows_that_are_stored_are_not_computed_again(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     keys = [{"place": place} for place in range(3)]
     pd.DataFrame([{"place": 0, "value": 7.0}, {"place": 2, "value": 9.0}]).to_csv(tmp_path / "table.csv", index=False)
-    table = evidence._in_turn("table", dict, keys[::2])
+    table = evidence._in_turn("table", dict, keys[::2], dict)
     assert table["value"].tolist() == [7, 9]
