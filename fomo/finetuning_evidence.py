@@ -94,6 +94,7 @@ SKIN_CANCER = {  # each a change to `best`, or to the configuration that its stu
     "cut-outs of at most 30%": {"zoom": 0.3},
     "label smoothing": {"label_smoothing": 0.1},
     "RandAugment": {"randaugment": 1},
+    "8 epochs": {"epochs": 8},
     "half the learning rate": {"lr": 3e-4},
     "adam": {"optimizer": "adam", "lr": 6e-4},
     "all stages": {"layer": 1},
