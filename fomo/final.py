@@ -83,7 +83,8 @@ def limit(temperatures: list[float]) -> list[float]:
 
 def choose_adjustment(decisions: pd.DataFrame) -> float:
     """The adjustment of best macro F1, of those with at least the accuracy of the first row, which has none."""
-    allowed = decisions[decisions["validation_accuracy"] >= decisions["validation_accuracy"].iloc[0]]
+    accuracy = decisions["validation_accuracy"]
+    allowed = decisions[accuracy > accuracy.iloc[0] - 1e-9]  # equal means of several networks may differ by rounding
     return float(allowed.loc[allowed["macro F1"].idxmax(), "adjustment"])
 
 
