@@ -95,6 +95,7 @@ SKIN_CANCER = {  # each a change to `best`, or to the configuration that its stu
     "label smoothing": {"label_smoothing": 0.1},
     "RandAugment": {"randaugment": 1},
     "8 epochs": {"epochs": 8},
+    "batches of 32, less learning rate": {"batch_size": 32, "lr": 4e-4},
     "half the learning rate": {"lr": 3e-4},
     "adam": {"optimizer": "adam", "lr": 6e-4},
     "all stages": {"layer": 1},
