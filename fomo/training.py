@@ -129,7 +129,7 @@ def fit(
             scheduler.load_state_dict(stored["scheduler"])
         if average:
             average.load_state_dict(stored["average"])
-        history, best, best_state = stored["history"], stored["best"].numpy(), stored["best_state"]
+        history, best, best_state = stored["history"], stored["best"].cpu().numpy(), stored["best_state"]
         start -= stored["seconds"]
     done = len({row["epoch"] for row in history})
     quarters = [len(train) * part // 4 for part in (1, 2, 3)] if len(train) >= 4 else []

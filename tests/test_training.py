@@ -132,6 +132,29 @@ def test_finished_training_is_not_trained_again(tmp_path):
     pd.testing.assert_frame_equal(train_classifier("adam", tmp_path / "checkpoint.pt", 0)[1], history)
 
 
+class OnGpu:
+    """A tensor as a GPU holds it: its numbers are not to be had before it is brought to the processor."""
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+    def cpu(self):
+        return self.tensor
+
+
+def test_training_interrupted_on_a_gpu_goes_on(tmp_path, monkeypatch):
+    with pytest.raises(KeyboardInterrupt):
+        train_classifier("adam", tmp_path / "checkpoint.pt", 7)
+    read = training.load_state
+
+    def to_gpu(path, device):
+        stored = read(path, device)
+        return stored | {"best": OnGpu(stored["best"])}
+
+    monkeypatch.setattr(training, "load_state", to_gpu)
+    train_classifier("adam", tmp_path / "checkpoint.pt", 3)
+
+
 def test_killed_after_an_epoch_the_recipe_goes_on_where_it_was(tmp_path):
     weights, history = train_classifier("adam", tmp_path / "whole.pt", **RECIPE)
     with pytest.raises(KeyboardInterrupt):
