@@ -137,15 +137,40 @@ def load_backbone(name: str, weights: str, image_size: int) -> Backbone:
     """The `Backbone` called `name` with its ImageNet weights, random ones, or those of a file.
 
     Never falls back to other weights: raises `UserError` where the ones asked for are missing, damaged, or of another
-    network.
+    network, or where there is no such network for images of `image_size` pixels.
     """
     if weights == "random":
-        return Backbone(name, image_size)
+        return _build(name, image_size)
     path = Path(weights).expanduser() if weights != "imagenet" else imagenet_weights(name)
     state = read_weights(path)
     if name == "tf_efficientnet_lite0" and weights == "imagenet":
         state = rename_lite0(state, path)
     try:
-        return Backbone(name, image_size, state)
+        return _build(name, image_size, state)
     except (RuntimeError, KeyError) as error:
         raise UserError(f"weights {path} do not fit backbone '{name}' ({str(error)[:300]})") from error
+
+
+def _build(name: str, image_size: int, state: dict[str, torch.Tensor] | None = None) -> Backbone:
+    try:
+        return Backbone(name, image_size, state)
+    except (AssertionError, TypeError) as error:
+        raise _unfit(name, image_size, error) from error
+
+
+def check_sides(backbone: Backbone, sides: Iterable[int]) -> None:
+    """Raises `UserError` unless `backbone` can see images of each of `sides` (pixels)."""
+    device = next(backbone.parameters()).device
+    for side in sorted(set(sides)):
+        try:
+            with torch.inference_mode():
+                backbone.eval()(torch.zeros(2, 3, side, side, device=device))
+        except Exception as error:  # whatever a network can say of a size that it is not made for
+            raise _unfit(backbone.name, side, error) from error
+
+
+def _unfit(name: str, side: int, error: Exception) -> UserError:
+    return UserError(
+        f"backbone '{name}' is not made for images of {side} pixels ({type(error).__name__}: {str(error)[:200]}); "
+        "another IMAGE_SIZE (image_size) may do, such as 224, or another backbone"
+    )

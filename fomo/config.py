@@ -94,6 +94,7 @@ FROM_ZERO = ("seed", "rotation", "zoom", "label_smoothing", "averaging", "trial_
 FROM_ZERO += ("race_epochs", "head_images", "randaugment", "mixup")
 SHARES = ("crop", "zoom", "train_scale", "validation_share", "trial_share", "race_share")
 SHARES += ("label_smoothing", "averaging", "layer_decay")
+LAST_SEED = 10**9  # the seeds made of it must fit where they go
 # Where these are not the preset's, the name of a run's folder says so.
 NAMED = {"on_bad": "{}", "on_leak": "{}", "balance": "{}", "image_size": "{}px"}
 
@@ -184,6 +185,8 @@ BEST = {
     },
 }
 
+ONE_SIZE = {"train_scale": 1.0, "trial_size": 0}  # what is left of `best` for a network that sees images of one size
+
 
 def make_config(dataset: str, preset: str = "quick", **settings) -> Config:
     """The `Config` of `preset` for `dataset`, with single settings replaced; None leaves a setting as it is.
@@ -200,6 +203,8 @@ def make_config(dataset: str, preset: str = "quick", **settings) -> Config:
             raise UserError(f"setting '{name}' is {value!r}; it must be of type {allowed[name].__name__}")
         if name in CHOICES and value is not None and value not in CHOICES[name]:
             raise UserError(f"setting '{name}' is {value!r}; choose from {', '.join(CHOICES[name])}")
+        if name == "seed" and value is not None and value > LAST_SEED:
+            raise UserError(f"setting 'seed' is {value}; it must be at most {LAST_SEED}")
         least = 0 if name in FROM_ZERO else 1 if allowed[name] is int else 1e-12
         if value is not None and allowed[name] in (int, float) and value < least:
             raise UserError(f"setting '{name}' is {value!r}; it must be at least {least:g}")
@@ -208,15 +213,21 @@ def make_config(dataset: str, preset: str = "quick", **settings) -> Config:
     if dataset not in DATASETS and not Path(dataset).expanduser().exists():
         raise UserError(f"unknown data set '{dataset}'; choose from {', '.join(DATASETS)}, or give a folder or a table")
     given = {name: value for name, value in settings.items() if value is not None}
-    own = BEST.get(dataset, {}) if preset == "best" else {}
+    own = dict(BEST.get(dataset, {})) if preset == "best" else {}
+    backbone = (PRESETS[preset] | given).get("backbone", Config.backbone)
+    if _sees_one_size(backbone):
+        own |= ONE_SIZE
     config = Config(dataset=dataset, **PRESETS[preset] | own | given)
-    _check_backbone(config.backbone)
+    if _sees_one_size(backbone) and (config.train_scale != 1 or config.trial_size not in (0, config.image_size)):
+        raise UserError(f"backbone '{backbone}' sees images of one size only: train_scale must be 1, and trial_size 0")
     if config.weights not in ("imagenet", "random") and not Path(config.weights).expanduser().is_file():
         raise UserError(f"weights '{config.weights}' is not a file; give one, or imagenet, or random")
     return config
 
 
-def _check_backbone(name: str) -> None:
+def _sees_one_size(name: str) -> bool:
+    """Whether the backbone, as many transformers, is made for images of one size. Raises `UserError` for an unknown
+    one."""
     import timm  # takes seconds to import, so only where a run begins
 
     if not timm.is_model(name):
@@ -225,3 +236,4 @@ def _check_backbone(name: str) -> None:
             f"unknown backbone '{name}'; choose from resnet34, tf_efficientnet_lite0, or a name that "
             f"timm.list_models() lists, such as {', '.join(near)}"
         )
+    return timm.models.get_pretrained_cfg(name).fixed_input_size

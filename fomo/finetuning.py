@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from fomo.artifacts import Run, Stage
-from fomo.backbones import load_backbone
+from fomo.backbones import check_sides, load_backbone
 from fomo.classifier import Classifier
 from fomo.config import Config
 from fomo.data import ViewBatches, loader
@@ -38,10 +38,13 @@ FINETUNING_FIRST = {"lr": 1e-2, "momentum": 0.9, "weight_decay": 0.0, "optimizer
 
 def finetune(run: Run) -> Trained:
     """The backbone finetuned at the report's first point: what the search that follows has to beat."""
-    stage = open_stage(run, "2_finetuning")
+    stage, config = open_stage(run, "2_finetuning"), run.config
     if not stage.done:
+        sides = {config.image_size, config.trial_size or config.image_size}
+        sides |= {round(config.train_scale * side) for side in sides}
+        check_sides(untrained(run, preprocess(run)).backbone, sides)
         options = {"checkpoint": stage.path("checkpoint.pt"), "description": "finetuning"}
-        store_trained(stage, *_train(run, FINETUNING_FIRST, run.config.first_epochs, **options))
+        store_trained(stage, *_train(run, FINETUNING_FIRST, config.first_epochs, **options))
     return _load(run, stage, FINETUNING_FIRST)
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fomo import backbones
-from fomo.backbones import Backbone, load_backbone, split_stages
+from fomo.backbones import Backbone, check_sides, load_backbone, split_stages
 from fomo.classifier import Classifier
 from fomo.config import UserError
 from fomo.heads import LINEAR
@@ -113,3 +113,14 @@ def test_what_is_fixed_can_be_trained_again():
 def test_network_that_does_not_divide_is_refused():
     with pytest.raises(UserError, match="backbone 'identity' does not divide into four stages"):
         split_stages("identity", torch.nn.Identity())
+
+
+@pytest.mark.parametrize("name", ["test_vit", "xcit_nano_12_p16_224"], ids=["seen", "built"])
+def test_image_size_that_a_network_is_not_made_for_is_refused(name):
+    with pytest.raises(UserError, match=f"backbone '{name}' is not made for images of 36 pixels .*IMAGE_SIZE"):
+        check_sides(load_backbone(name, "random", 36), [36])
+
+
+def test_sizes_that_a_network_can_see_are_let_pass():
+    backbone = load_backbone("test_efficientnet", "random", 32)
+    assert check_sides(backbone, [32, 24]) is None

@@ -115,6 +115,8 @@ def test_setting_replaces_that_of_the_preset_and_none_leaves_it():
         ({"epochs": "three"}, "setting 'epochs' is 'three'; it must be of type int"),
         ({"weights": "no_such_file.pth"}, "weights 'no_such_file.pth' is not a file"),
         ({"seed": -1}, "seed"),
+        ({"seed": 10**19}, "setting 'seed' is 10000000000000000000; it must be at most 1000000000"),
+        ({"backbone": "test_vit", "train_scale": 0.5}, "backbone 'test_vit' sees images of one size only: train_scale"),
         ({"on_bad": "skpi"}, "setting 'on_bad' is 'skpi'; choose from raise, skip"),
         ({"on_leak": True}, "setting 'on_leak' is True; it must be of type str"),
         ({"balance": "weights"}, "setting 'balance' is 'weights'; choose from none, sampler"),
@@ -133,6 +135,14 @@ def test_setting_replaces_that_of_the_preset_and_none_leaves_it():
 def test_wrong_name_or_value_is_refused_with_what_is_allowed(given, message):
     with pytest.raises(UserError, match=message):
         make_config(**{"dataset": "fashion_sample"} | given)
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_network_of_one_size_sees_images_of_that_size_only(dataset):
+    config = make_config(dataset, "best", backbone="test_vit", image_size=160)
+    assert (config.train_scale, config.trial_size) == (1.0, 0)
+    plain = make_config(dataset, "best")
+    assert (plain.train_scale, plain.trial_size) != (1.0, 0)
 
 
 @pytest.mark.parametrize("setting", [field.name for field in fields(Config) if field.type is bool])
