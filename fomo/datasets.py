@@ -25,6 +25,7 @@ FASHION_FILES = (  # where Debian's package and torchvision put the original fil
 FASHION_CLASSES = [
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
 ]
+OPTIONAL = {"split", "group"}  # columns of a table
 HIDDEN = -1  # the label of a test image whose label is not given
 
 
@@ -82,6 +83,13 @@ def _checked(dataset: Dataset) -> Dataset:
     return dataset
 
 
+def _check_files(table: str, files: pd.Series) -> None:
+    """Raises `UserError` where a table names a file twice: it could come to lie on both sides of a split."""
+    twice = files[files.duplicated()]
+    if len(twice):
+        raise UserError(f"{table} names {some(list(twice))} more than once; take the further lines out")
+
+
 def check_classes(name: str, classes: list[str], labels: pd.Series) -> None:
     """Raises `UserError` unless every class has images to train on and to validate on."""
     if len(classes) < 2:
@@ -96,12 +104,25 @@ def check_classes(name: str, classes: list[str], labels: pd.Series) -> None:
 
 def _from_archive_layout(name: str, folder: Path) -> Dataset:
     """train.csv, test.csv (image_file_name, label), images_train/, images_test/, maybe classes.txt."""
-    listed = folder / "classes.txt"
-    lines = listed.read_text(encoding="utf-8").split("\n") if listed.exists() else []
-    classes = [line.strip() for line in lines if line.strip()]
+    classes = _read_classes(folder / "classes.txt")
     train = _read_split(folder, "train", classes)
     classes = classes or [str(label) for label in range(train["label"].max() + 1)]
     return Dataset(name, Folder(folder), classes, train, lambda: _read_split(folder, "test", classes))
+
+
+def _read_classes(path: Path) -> list[str]:
+    """The class names in classes.txt, a line each; none if there is no such file."""
+    if not path.exists():
+        return []
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from error
+    classes = [line.strip() for line in lines if line.strip()]
+    twice = [name for number, name in enumerate(classes) if name in classes[:number]]
+    if twice:
+        raise UserError(f"{path} has {some(twice)} more than once; each class needs a name of its own")
+    return classes
 
 
 def _read_split(folder: Path, split: str, classes: list[str]) -> pd.DataFrame:
@@ -119,6 +140,7 @@ def _read_split(folder: Path, split: str, classes: list[str]) -> pd.DataFrame:
     if classes and labels.max() >= len(classes):
         raise UserError(f"{path} has label {labels.max()}, but the classes are {len(classes)}: 0 to {len(classes) - 1}")
     result = pd.DataFrame({"file": f"images_{split}/" + table["image_file_name"], "label": labels})
+    _check_files(str(path), result["file"])
     return result.assign(group=_groups(table["group"], result["file"])) if "group" in table else result
 
 
@@ -140,7 +162,7 @@ def _read_csv(path: Path, columns: set[str]) -> pd.DataFrame:
         raise UserError(f"{path} lacks the column {', '.join(sorted(missing))}; it has {', '.join(table.columns)}")
     if table.empty:
         raise UserError(f"{path} names no image")
-    return table
+    return table[[column for column in table if column in columns | OPTIONAL]]
 
 
 def _from_table(path: Path) -> Dataset:
@@ -149,6 +171,7 @@ def _from_table(path: Path) -> Dataset:
     empty = table["label"] == ""
     if empty.any():
         raise UserError(f"{path} has no label in line {table.index[empty][0] + 2}; give it one, or take the line out")
+    _check_files(str(path), table["file"])
     if "group" in table:
         table["group"] = _groups(table["group"], table["file"])
     return _with_splits(str(path), path.parent, table, [])
@@ -162,16 +185,20 @@ def _from_class_folders(folder: Path) -> Dataset:
         raise UserError(f"{folder} has test/ but no train/; data/README.md describes the layouts")
     rows, other = [], [] if "" in parts else [f"{name}/" for name in splits if name not in parts]
     for split, part in parts.items():
+        loose = [file.relative_to(folder).as_posix() for file in _images(part)]
+        if split == "test" and not any(_images(label) for label in _folders(part)):
+            rows += [{"file": name, "label": "", "split": split} for name in loose]  # their labels are hidden
+        else:
+            other += loose
         for label in _folders(part):
             if not any(label.iterdir()):
                 other.append(f"{label.relative_to(folder).as_posix()}/ (empty)")
+            images = set(_images(label))
             for file in sorted(label.iterdir()):
-                if file.name.startswith("."):
-                    continue
                 name = file.relative_to(folder).as_posix()
-                if file.suffix.lower() in SUFFIXES:
+                if file in images:
                     rows.append({"file": name, "label": label.name, "split": split})
-                else:
+                elif not file.name.startswith("."):
                     other.append(name)
     if not rows:
         raise UserError(
@@ -183,6 +210,12 @@ def _from_class_folders(folder: Path) -> Dataset:
         table = table.drop(columns="split")
     notes = [f"left alone, for these are no images by their names or places: {some(other)}"] if other else []
     return _with_splits(str(folder), folder, table, notes)
+
+
+def _images(folder: Path) -> list[Path]:
+    """The files of `folder` that are images by their names."""
+    files = (entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    return sorted(entry for entry in files if entry.suffix.lower() in SUFFIXES and not entry.is_dir())
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -202,10 +235,11 @@ def _with_splits(name: str, folder: Path, table: pd.DataFrame, notes: list[str])
     if len(parts) < 2:
         raise UserError(f"{name} has a split {next(iter(parts))} but not the other; give both, or none")
     classes = sorted(set(parts["train"]["label"]))
-    foreign = sorted(set(parts["test"]["label"]) - set(classes))
+    hidden = {"": HIDDEN} if (parts["test"]["label"] == "").all() else {}
+    foreign = sorted(set(parts["test"]["label"]) - set(classes) - set(hidden))
     if foreign:
         raise UserError(f"{name} has test images of {some(foreign)}, but no train images of it")
-    numbers = {label: number for number, label in enumerate(classes)}
+    numbers = {label: number for number, label in enumerate(classes)} | hidden
     columns = [column for column in ("file", "label", "group") if column in table]
     train, test = (
         part.assign(label=part["label"].map(numbers).astype(np.int64))[columns].reset_index(drop=True)
@@ -219,7 +253,8 @@ def divide(table: pd.DataFrame, share: float, seed: int) -> pd.Series:
 
     The same for the same seed on every machine and for every order of the rows. Each class that has two images (or two
     groups) has at least one on either side, which scikit-learn's stratified split does not grant to rare classes. Rows
-    of one group stay together.
+    of one group stay together, and a group that would make more than twice the share of it stays on the larger side, if
+    there are smaller ones.
     """
     ordered = table.sort_values("file")
     groups = ordered["group"] if "group" in ordered else ordered["file"]
@@ -230,17 +265,25 @@ def divide(table: pd.DataFrame, share: float, seed: int) -> pd.Series:
         sizes = groups[rows.index].value_counts(sort=False)
         target = max(1, round(share * len(rows)))
         members = list(sizes.index[rng.permutation(len(sizes))])
+        largest = max(2 * target, sizes.min())
         count = sum(sizes[group] for group in members if group in chosen)  # by way of another class's images
         for position, group in enumerate(members):
             last = position == len(members) - 1 and not kept.intersection(members)
             if group in chosen or group in kept:
                 continue
-            if count < target and not last:
+            if count < target and not last and count + sizes[group] <= largest:
                 chosen.add(group)
                 count += sizes[group]
             else:
                 kept.add(group)
     return groups.isin(chosen).reindex(table.index)
+
+
+def sample(table: pd.DataFrame, share: float, seed: int) -> pd.Series:
+    """Which rows of `table` (file, label) are about `share` of each class, and at least one row of it."""
+    chosen = divide(table, share, seed)
+    missing = ~table["label"].isin(table["label"][chosen])
+    return chosen | (missing & ~table["label"].duplicated())
 
 
 def some(items: list[str]) -> str:

@@ -12,6 +12,7 @@ from fomo import metrics
 from fomo.artifacts import Run, Stage, new_array
 from fomo.backbones import Backbone
 from fomo.classifier import Network, average
+from fomo.config import UserError
 from fomo.datasets import HIDDEN
 from fomo.features import store_features
 from fomo.final import compose
@@ -55,6 +56,8 @@ def evaluate(run: Run) -> Evaluation:
         left_out = read_pixels(run, data.dataset, test["file"], stage.path("test.npy"))
         stage.save_table("left_out", left_out)
         rows = np.flatnonzero(~test["file"].isin(left_out["file"]))
+        if not len(rows):
+            raise UserError(f"none of the {len(test)} test images of {data.dataset.name} can be read; repair them")
         shown, images = (stage.array("test"), rows, test["label"].to_numpy()[rows]), test.iloc[rows]
         model, validation = compose(run).model, data.part("validation")
         networks, temperatures = model.classifier.networks, model.classifier.temperatures

@@ -19,7 +19,7 @@ from fomo.bank_training import fit_bank
 from fomo.config import Config
 from fomo.darts import MixedOperation
 from fomo.data import FeatureBatches, loader
-from fomo.datasets import divide
+from fomo.datasets import sample
 from fomo.features import store_features
 from fomo.finetuning import finetune_best
 from fomo.halving import best_epochs, successive_halving
@@ -86,7 +86,7 @@ def sample_features(run: Run) -> Features:
         values, labels = getattr(features, part), getattr(features, f"{part}_labels")
         if 0 < config.head_images < len(values):
             table = pd.DataFrame({"file": range(len(values)), "label": labels})
-            rows = np.flatnonzero(divide(table, config.head_images / len(table), config.seed))
+            rows = np.flatnonzero(sample(table, config.head_images / len(table), config.seed))
             values, labels = values[rows], labels[rows]
         parts |= {part: values, f"{part}_labels": labels}
     return replace(features, **parts)
@@ -193,7 +193,8 @@ def _search_layered(run: Run, stage: Stage, chosen: Head) -> tuple[pd.DataFrame,
     trained = [train_alone(run, features, new_bank(run, features, heads, seed), seed) for seed in seeds]
     correct = np.stack([(logits.argmax(-1) == labels).numpy() for _, logits, labels in trained])
     accuracy = pd.DataFrame(correct.mean(axis=2))
-    table = table.assign(name=[head.name for head in heads], accuracy=accuracy.mean(), std=accuracy.std())
+    means = accuracy.mean().round(selection.ROUNDED)
+    table = table.assign(name=[head.name for head in heads], accuracy=means, std=accuracy.std())
     best = int(table["accuracy"].argmax())
     return table, [heads[best], LINEAR], correct[:, [best, len(heads) - 1]]
 

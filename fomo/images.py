@@ -22,7 +22,7 @@ warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large is not 
 def as_seen(image: Image.Image) -> Image.Image:
     """The image in mode L or RGB: upright, its first frame, what is transparent on white, 16 bits cut down to 8."""
     image = ImageOps.exif_transpose(image)
-    if image.mode in GREY_MODES:
+    if image.mode in GREY_MODES and "transparency" not in image.info:
         return image.convert("L")
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image, dtype=np.float64)

@@ -12,7 +12,7 @@ from fomo.artifacts import Run, write_table
 from fomo.backbones import Backbone
 from fomo.config import UserError
 from fomo.data import ImageBatches, loader
-from fomo.datasets import Dataset, check_classes, divide, load_dataset, some
+from fomo.datasets import Dataset, check_classes, divide, load_dataset, sample, some
 from fomo.images import store_pixels
 from fomo.inspection import digests, leaks
 from fomo.stages import open_stage
@@ -37,7 +37,7 @@ class Preprocessed:
     def sample(self, name: str, share: float, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """As `part`, but only about this `share` of each class, at least one image; 1 or more: all of them."""
         part = self.images[self.images["split"] == name]
-        chosen = part if share >= 1 else part[divide(part.drop(columns="group", errors="ignore"), share, seed)]
+        chosen = part if share >= 1 else part[sample(part[["file", "label"]], share, seed)]
         return self.pixels, chosen["row"].to_numpy(), chosen["label"].to_numpy()
 
     def divided(self, share: float, seed: int) -> "Preprocessed":
@@ -52,7 +52,8 @@ def preprocess(run: Run) -> Preprocessed:
     if not stage.done:
         images = dataset.train.sort_values("file", ignore_index=True)
         left_out = read_pixels(run, dataset, images["file"], stage.path("pixels.npy"))
-        leaked = leaks(digests(dataset))
+        seen = digests(dataset)
+        leaked = leaks(seen)
         notes = list(dataset.notes)
         if len(left_out):
             notes.append(f"{len(left_out)} train images cannot be read, left out: {some(list(left_out['file']))}")
@@ -69,6 +70,11 @@ def preprocess(run: Run) -> Preprocessed:
                 f"all images of class {label} ('{dataset.classes[label]}') in {dataset.name} fall to one side of "
                 "the split, for they share groups with others; give the class images of another group, or take it out"
             )
+        known = seen[seen["split"] == "train"].set_index("file")["digest"]
+        digest = images["file"].map(known).where(lambda digest: digest.notna(), images["file"])
+        twins = digest[images["split"] == "validation"].isin(set(digest[images["split"] == "train"])).sum()
+        if twins:
+            notes.append(f"{twins} validation images are byte-identical to a train image, so validation flatters")
         counts = images["label"].value_counts()
         rare = [dataset.classes[label] for label in counts.index[counts < 1 / config.validation_share]]
         if rare:

@@ -11,7 +11,7 @@ from PIL import Image
 from fomo import datasets, sources
 from fomo.archives import unpack
 from fomo.config import ROOT, UserError
-from fomo.datasets import divide, load_dataset
+from fomo.datasets import HIDDEN, divide, load_dataset, sample
 
 GOLDEN = ["016.png", "020.png", "027.png", "084.png", "091.png", "109.png", "111.png"]
 TABLE = pd.DataFrame(
@@ -79,6 +79,26 @@ def test_division_of_groups_is_the_same_whatever_the_order_of_the_files():
     table = grouped(0)
     shuffled = table.sample(frac=1, random_state=1)
     assert set(table["file"][divide(table, 0.2, 0)]) == set(shuffled["file"][divide(shuffled, 0.2, 0)])
+
+
+def test_large_group_is_not_most_of_the_smaller_part():
+    table = pd.DataFrame({"file": [f"{number:03}" for number in range(200)], "label": [0, 1] * 100})
+    table["group"] = table["file"]
+    table.loc[:149, "group"] = ["left", "right"] * 75  # each most of its class
+    for seed in range(5):
+        chosen = divide(table, 0.2, seed)
+        assert chosen.groupby(table["label"]).sum().tolist() == [20, 20]
+
+
+def test_large_groups_are_taken_where_there_are_no_small_ones():
+    table = pd.DataFrame({"file": [f"{number:03}" for number in range(40)], "label": [0, 1] * 20})
+    table["group"] = table["label"] * 2 + table.index // 20
+    assert divide(table, 0.1, 0).groupby(table["label"]).sum().tolist() == [10, 10]
+
+
+def test_sample_has_an_image_of_each_class_even_of_one_that_has_only_that():
+    table = pd.DataFrame({"file": list("abcdefghi"), "label": [0] + [1] * 4 + [2] * 4})
+    assert sample(table, 0.5, 0).groupby(table["label"]).sum().tolist() == [1, 2, 2]
 
 
 def test_groups_of_several_classes_stay_together():
@@ -165,6 +185,28 @@ def test_train_and_test_folders_are_the_splits(tmp_path):
     assert dataset.test()["file"].str.startswith("test/").all()
 
 
+def test_test_folder_without_class_folders_has_hidden_labels(tmp_path):
+    toys.write_class_folders(tmp_path / "train", count=4)
+    toys.write_class_folders(tmp_path / "other", count=2)
+    (tmp_path / "test").mkdir()
+    for number, file in enumerate(sorted((tmp_path / "other").rglob("*.png"))):
+        file.rename(tmp_path / "test" / f"{number}.png")
+    shutil.rmtree(tmp_path / "other")
+    dataset = load_dataset(tmp_path)
+    assert dataset.test()["file"].tolist() == [f"test/{number}.png" for number in range(6)]
+    assert (dataset.test()["label"] == HIDDEN).all()
+    assert (len(dataset.train), dataset.notes) == (12, ())
+
+
+def test_images_beside_class_folders_are_named(tmp_path):
+    for split in ("train", "test"):
+        toys.write_class_folders(tmp_path / split, count=2)
+        shutil.copy(tmp_path / split / "top" / "000.png", tmp_path / split / "loose.png")
+    dataset = load_dataset(tmp_path)
+    assert (len(dataset.train), len(dataset.test())) == (6, 6)
+    assert dataset.notes[0].endswith(": train/loose.png, test/loose.png")
+
+
 def test_test_folder_alone_is_refused(tmp_path):
     toys.write_class_folders(tmp_path / "test", count=4)
     with pytest.raises(UserError, match="has test/ but no train/"):
@@ -208,6 +250,39 @@ def test_table_as_excel_writes_it_is_read(folders):
     path = write_table(folders)
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
     assert len(load_dataset(path).train) == 24
+
+
+def test_file_that_a_table_names_twice_is_refused(folders, folder):
+    path = write_table(folders)
+    table = pd.read_csv(path)
+    pd.concat([table, table.iloc[[3]]]).to_csv(path, index=False)
+    with pytest.raises(UserError, match=f"{path.name} names {table['path'][3]} more than once"):
+        load_dataset(path)
+    listed = folder / "train.csv"
+    listed.write_text(listed.read_text() + listed.read_text().splitlines()[1] + "\n")
+    with pytest.raises(UserError, match=r"train.csv names images_train/.* more than once"):
+        load_dataset(folder)
+
+
+def test_further_columns_of_a_table_do_not_matter(folders):
+    path = write_table(folders)
+    pd.read_csv(path).assign(file="x", age=3).to_csv(path, index=False)
+    assert load_dataset(path).train["file"].nunique() == len(load_dataset(path).train)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("größe\nb\nc\n".encode("latin-1"), "is not UTF-8 text"), (b"a\nb\na\n", "has a more than once")],
+)
+def test_names_of_classes_that_cannot_be_used_are_refused(folder, content, message):
+    (folder / "classes.txt").write_bytes(content)
+    with pytest.raises(UserError, match=f"classes.txt {message}"):
+        load_dataset(folder)
+
+
+def test_mark_at_the_beginning_of_a_text_file_is_no_part_of_a_class_name(folder):
+    (folder / "classes.txt").write_text("a\nb\nc\n", encoding="utf-8-sig")
+    assert load_dataset(folder).classes == ["a", "b", "c"]
 
 
 def test_table_names_the_splits(folders):

@@ -8,6 +8,7 @@ from sklearn.metrics import f1_score
 
 import fomo
 from fomo.classifier import Network
+from fomo.config import UserError
 from fomo.evaluation import Steps
 from fomo.images import to_pixels
 from fomo.metrics import METRICS
@@ -167,3 +168,11 @@ def test_class_folder_goes_from_end_to_end_and_keeps_its_names(tmp_path):
         names[label] for label in evaluation.predictions["label"]
     ]
     assert fomo.load_model(evaluation.model_path).classes == names
+
+
+def test_test_images_none_of_which_can_be_read_are_an_error(tmp_path):
+    folder = toys.write_dataset(tmp_path / "damaged", train=5, test=2)
+    for file in (folder / "images_test").iterdir():
+        file.write_bytes(b"text")
+    with pytest.raises(UserError, match=r"none of the 6 test images of .* can be read"):
+        fomo.evaluate(toys.tiny_run(folder, on_bad="skip", **toys.SHORT))

@@ -150,6 +150,13 @@ def test_colour_marked_as_transparent_is_white():
     assert values[23, 0].tolist() == [255, 255, 255]
 
 
+def test_grey_marked_as_transparent_is_white():
+    image = Image.new("L", (24, 24), 0)
+    image.paste(90, (0, 0, 24, 12))
+    values = seen(image, "png", transparency=0)[1]
+    assert (values[0, 0].tolist(), values[23, 0].tolist()) == ([90, 90, 90], [255, 255, 255])
+
+
 @pytest.mark.parametrize("suffix", ["jpg", "tif"])
 def test_printers_colours_are_those_on_paper(suffix):
     values = seen(Image.new("CMYK", (24, 24), (0, 255, 255, 0)), suffix)[1]

@@ -95,6 +95,15 @@ def test_rare_class_is_said(own_dataset):
     assert data.notes == ["so few images that one or two of them are the whole validation of: bottom"]
 
 
+def test_twins_on_both_sides_of_the_division_are_said(own_dataset):
+    data = fomo.preprocess(toys.tiny_run(own_dataset))
+    assert data.notes == []
+    train, validation = (data.images[data.images["split"] == part]["file"].iloc[0] for part in ("train", "validation"))
+    shutil.copy(own_dataset / train, own_dataset / validation)
+    data = fomo.preprocess(toys.tiny_run(own_dataset, name="twins"))
+    assert data.notes == ["1 validation images are byte-identical to a train image, so validation flatters"]
+
+
 # ---- images that cannot be read
 
 
