@@ -1,6 +1,7 @@
 """The command line: python -m fomo report --dataset NAME_OR_FOLDER ..., and so forth; python -m fomo lists it."""
 
 import argparse
+import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -41,6 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     for stream in (sys.stdout, sys.stderr):  # a file's name may be no text at all
         stream.reconfigure(errors="backslashreplace")
+    if given.command not in ("report", "bench"):
+        os.environ["FOMO_FRESH"] = "0"  # the others read what is there, and delete nothing
     try:
         if given.command == "inspect":
             inspection = inspect(given.dataset)

@@ -154,6 +154,7 @@ class Stage:
         memory = max(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3, before.get("peak_memory_mb", 0))
         seconds = time.perf_counter() - Stage.spent - self._opened
         Stage.spent += seconds
+        seconds = max(seconds, sum(costs.values()))  # which tell of what came before a kill, too
         cost = {"seconds": seconds + before.get("seconds", 0), "peak_memory_mb": memory, "resumed": self._resumed}
         self._write(done=True, **cost, threads=torch.get_num_threads(), **costs)
         for leftover in self.folder.glob(".*.tmp"):

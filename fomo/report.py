@@ -73,18 +73,16 @@ def check_parameters(notebook: Path, parameters: dict) -> None:
 
 
 def execute(notebook: Path, folder: Path, parameters: dict) -> None:
-    """Executes a notebook with `parameters`; stores the copy and its HTML page in `folder`."""
+    """Executes a notebook with `parameters`; stores the copy and its HTML page in `folder`. Raises `UserError` where
+    one of its cells fails."""
     folder.mkdir(parents=True, exist_ok=True)
     copy = folder / notebook.name
-    papermill.execute_notebook(
-        str(notebook),
-        str(copy),
-        parameters,
-        cwd=str(notebook.parent),
-        kernel_name="python3",
-        progress_bar=False,
-        extra_arguments=["--log-level=CRITICAL"],  # or the kernel tells of its local sockets, and of being shut down
-    )
+    options = {"cwd": str(notebook.parent), "kernel_name": "python3", "progress_bar": False}
+    options |= {"extra_arguments": ["--log-level=CRITICAL"]}  # or the kernel tells of its sockets and its end
+    try:
+        papermill.execute_notebook(str(notebook), str(copy), parameters, **options)
+    except papermill.PapermillExecutionError as error:
+        raise UserError(f"{notebook.name} fails with {error.ename}: {error.evalue}; {copy} has the cell") from error
     page, _ = HTMLExporter().from_notebook_node(nbformat.read(copy, as_version=4))
     write_bytes(copy.with_suffix(".html"), page.encode())
 

@@ -32,13 +32,14 @@ def collect(run: Run) -> Path:
     config, machine (json); trials, race, history, ranking, rules, layered, head_trials, metrics, per_class,
     predictions, costs, options, decisions, calibration (csv).
 
-    Raises `UserError` if a stage is not finished.
+    Raises `UserError` if a stage is not finished, or if that folder holds a run of other settings.
     """
     missing = [name for name in STAGES if not _finished(run, name)]
     if missing:
         todo = "make report with the same variables goes on with it"
         raise UserError(f"{run} has not finished {', '.join(missing)}; {todo}")
     folder = RESULTS / (run.folder.parent.name + run.variant)
+    _check_settings(run, folder)
     folder.mkdir(parents=True, exist_ok=True)
     search, result = search_head(run), evaluate(run)
     predictions = result.predictions[["file", "label", "final", "confidence"]].round({"confidence": 4})
@@ -56,10 +57,21 @@ def collect(run: Run) -> Path:
     found |= {
         "head_training": train_head(run).configuration,
         "final": _chosen(run),
+        "split": result.split,
     }
     write_json(folder / "config.json", asdict(run.config) | {"found": found})
     write_json(folder / "machine.json", machine())
     return folder
+
+
+def _check_settings(run: Run, folder: Path) -> None:
+    """Raises `UserError` if `folder` holds a run of other settings, which would be lost."""
+    if (folder / "config.json").exists():
+        stored, asked = read_json(folder / "config.json"), asdict(run.config)
+        differing = [name for name, value in asked.items() if stored[name] != value]
+        if differing:
+            fields = "; ".join(f"{name}: stored {stored[name]}, asked {asked[name]}" for name in differing)
+            raise UserError(f"{folder} holds a run of other settings ({fields}); move or delete it, to keep this one")
 
 
 def costs(run: Run) -> pd.DataFrame:
@@ -97,8 +109,9 @@ def measured() -> pd.DataFrame:
     for path in sorted(RESULTS.glob("*/metrics.csv")):
         metrics, costs = read_table(path), read_table(path.with_name("costs.csv")).set_index("stage")["seconds"]
         final = metrics[metrics["model"] == "final"].set_index("metric")
-        theirs = REPORT.get(read_json(path.with_name("config.json"))["dataset"], {})
-        row = {"data set": path.parent.name}
+        config = read_json(path.with_name("config.json"))
+        theirs = REPORT.get(config["dataset"], {})
+        row = {"data set": path.parent.name + (" (validation)" if config["found"]["split"] == "validation" else "")}
         for name in ("macro F1", "accuracy"):
             value = final.loc[name]
             text = f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"

@@ -79,10 +79,11 @@ def open_stage(run: Run, name: str, **inputs: str) -> Stage:
 
 
 def store_trained(stage: Stage, model: nn.Module, history: pd.DataFrame, **costs: float) -> None:
-    """Stores a trained network and its learning curves, which completes its stage; `costs` go with what it cost."""
+    """Stores a trained network and its learning curves, which completes its stage; `costs` (seconds) go with what it
+    cost."""
     save_state(stage.path("weights.pt"), model.state_dict())
     stage.save_table("history", history)
-    stage.finish(**costs)
+    stage.finish(**costs, training_seconds=history.attrs["seconds"])
     for checkpoint in stage.folder.glob("checkpoint*.pt"):
         checkpoint.unlink()
 

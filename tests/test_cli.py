@@ -207,6 +207,21 @@ def test_results_are_kept_and_shown_with_the_spread_of_several_seeds(
     assert "± 0.000" in capsys.readouterr().out
 
 
+def test_fresh_deletes_nothing_where_results_are_kept(notebooks, copied, dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "kept")
+    monkeypatch.setenv("FOMO_FRESH", "1")
+    assert main(["results", "--dataset", str(dataset), *SMALL]) == 0
+    assert (copied.folder / "11_evaluation" / "stage.json").exists()
+
+
+def test_notebook_that_fails_is_an_error_in_one_line(notebooks, copied, dataset, capsys):
+    notebook = nbformat.read(notebooks[0], as_version=4)
+    notebook.cells.append(nbformat.v4.new_code_cell("assert 1 > 2, 'what is wrong'"))
+    nbformat.write(notebook, notebooks[0])
+    message = refusal(capsys, "--dataset", str(dataset), *SMALL)
+    assert f"01_toy.ipynb fails with AssertionError: what is wrong; {copied.folder}" in message
+
+
 def test_report_leaves_an_executed_copy_and_a_page_of_each_notebook(notebooks, copied, dataset):
     main(["report", "--dataset", str(dataset), "--seed", "0", *SMALL])
     pages = copied.folder / "notebooks"

@@ -68,6 +68,30 @@ def test_race_is_told_apart_from_the_training_of_its_winner(race_epochs, copied,
     assert costs["race"] + costs["4_best_finetuning"] == pytest.approx(whole, abs=0.11)
 
 
+def test_run_of_other_settings_does_not_replace_what_is_kept(kept, dataset, finished):
+    before = read_table(kept / "metrics.csv")
+    write_json(kept / "config.json", read_json(kept / "config.json") | {"epochs": 16})
+    with pytest.raises(UserError, match=f"{kept} holds a run of other settings .epochs: stored 16, asked 3.; move or"):
+        results.collect(finished.run)
+    pd.testing.assert_frame_equal(read_table(kept / "metrics.csv"), before)
+
+
+def test_race_that_was_killed_has_taken_what_it_took_before_as_well(copied, monkeypatch):
+    """The trainings say that they took a minute each, of which this process has seen next to nothing."""
+    shutil.rmtree(copied.folder / "4_best_finetuning")
+    fit = finetuning.fit
+
+    def resumed(*arguments, **options):
+        history = fit(*arguments, **options)
+        history.attrs["seconds"] = 60.0
+        return history
+
+    monkeypatch.setattr(finetuning, "fit", resumed)
+    fomo.race(toys.tiny_run(copied.config.dataset, race_epochs=2))
+    seconds = results.costs(copied).set_index("stage")["seconds"]
+    assert (seconds["race"], seconds["4_best_finetuning"]) == (120, 60)
+
+
 def test_run_that_is_not_finished_is_not_kept(dataset, copied):
     (copied.folder / "11_evaluation" / "stage.json").unlink()
     with pytest.raises(UserError, match="not finished 11_evaluation; make report"):
@@ -122,14 +146,19 @@ def test_measured_shows_ours_beside_the_reports(tmp_path, monkeypatch):
         stages = [*results.STAGES, "race"]
         seconds = [350.0 if stage == "4_best_finetuning" else 50.0 for stage in stages]
         pd.DataFrame({"stage": stages, "seconds": seconds}).to_csv(tmp_path / name / "costs.csv")
-        write_json(tmp_path / name / "config.json", {"dataset": name.removesuffix("-drop")})
+        found = {"split": "validation" if name == "own" else "test"}
+        write_json(tmp_path / name / "config.json", {"dataset": name.removesuffix("-drop"), "found": found})
         gpu = {"gpu": "fast one"} if name == "own" else {}
         write_json(tmp_path / name / "machine.json", {"processor": "slow one"} | gpu)
     table = results.measured().set_index("data set")
     assert table["accuracy, ours"].tolist() == ["0.700 [0.600, 0.800]"] * 3
     assert table.loc["emotions", "macro F1, report"] == 0.63
     assert table.loc["skin_cancer-drop", "accuracy, report"] == 0.87
-    assert np.isnan(table.loc["own", "accuracy, report"])
+    assert np.isnan(table.loc["own (validation)", "accuracy, report"])
     assert table["search / training"].tolist() == [0.5] * 3
     assert table["minutes"].tolist() == [15] * 3
-    assert table["on"].to_dict() == {"emotions": "slow one", "skin_cancer-drop": "slow one", "own": "fast one"}
+    assert table["on"].to_dict() == {
+        "emotions": "slow one",
+        "skin_cancer-drop": "slow one",
+        "own (validation)": "fast one",
+    }
