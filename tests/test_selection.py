@@ -219,3 +219,15 @@ def test_one_seed_is_judged_without_its_spread():
     assert rules[["regret_std", "spearman_std", "kendall_std"]].isna().all(axis=None)
     assert rules.loc["alpha", "spearman"] == pytest.approx(1)
     assert rank(made_up(1), 0)["std"].isna().all()
+
+
+def test_of_equal_means_the_first_is_taken_however_they_are_rounded():
+    alone = np.full((3, OPERATIONS), 0.3)
+    alone[:, 0], alone[:, 1] = (0.5, 0.5, 0.65), 0.55
+    scores = made_up(3, alone=alone)
+    assert scores.groupby("operation")["alone"].mean().idxmax() == 1  # by 1e-16
+    assert choose(scores, "alone", 0) == 0
+
+
+def test_where_all_are_equally_good_nothing_is_lost():
+    assert (judged(made_up(alone=np.full(OPERATIONS, 0.2)))["regret"].dropna() == 0).all()
