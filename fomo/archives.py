@@ -29,8 +29,8 @@ MAX_FILES = 1_000_000
 
 
 def obtain(name: str, folder: Path) -> Path:
-    """The archive `name`.tgz: in `folder`, as it is; or, checked, in the folder FOMO_MIRROR, or downloaded from there or
-    from ADDRESS.
+    """The archive `name`.tgz: in `folder`, as it is; or, checked, in the folder FOMO_MIRROR, or downloaded from there
+    or from ADDRESS.
 
     Raises `UserError` if it is not to be had, or if its md5 is another than the one expected.
     """
