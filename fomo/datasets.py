@@ -185,7 +185,7 @@ def _from_class_folders(folder: Path) -> Dataset:
         raise UserError(f"{folder} has test/ but no train/; data/README.md describes the layouts")
     rows, other = [], [] if "" in parts else [f"{name}/" for name in splits if name not in parts]
     for split, part in parts.items():
-        loose = [file.relative_to(folder).as_posix() for file in _images(part)]
+        loose = [file.relative_to(folder).as_posix() for file in _images(part) if not file.is_dir()]
         if split == "test" and not any(_images(label) for label in _folders(part)):
             rows += [{"file": name, "label": "", "split": split} for name in loose]  # their labels are hidden
         else:
@@ -213,13 +213,16 @@ def _from_class_folders(folder: Path) -> Dataset:
 
 
 def _images(folder: Path) -> list[Path]:
-    """The files of `folder` that are images by their names."""
-    files = (entry for entry in folder.iterdir() if not entry.name.startswith("."))
-    return sorted(entry for entry in files if entry.suffix.lower() in SUFFIXES and not entry.is_dir())
+    """What is an image in `folder`, by its name."""
+    return sorted(entry for entry in _shown(folder) if entry.suffix.lower() in SUFFIXES)
 
 
 def _folders(folder: Path) -> list[Path]:
-    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    return sorted(entry for entry in _shown(folder) if entry.is_dir())
+
+
+def _shown(folder: Path) -> list[Path]:
+    return [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
 
 
 def _with_splits(name: str, folder: Path, table: pd.DataFrame, notes: list[str]) -> Dataset:

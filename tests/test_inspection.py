@@ -159,7 +159,9 @@ def test_data_set_of_which_nothing_can_be_read_is_inspected(folder):
 
 
 def test_unbalanced_classes_are_in_the_verdict(folder):
-    toys.write_csv(folder, "train", ["0.png", *(f"{n % 6}.png" for n in range(8)), "1.png"], [0, *[1] * 8, 0])
+    for number in range(6, 10):
+        copy(folder, f"train/{number - 6}.png", f"train/{number}.png")
+    toys.write_csv(folder, "train", [f"{number}.png" for number in range(10)], [0, 0, *[1] * 8])
     assert "the classes are unbalanced, 8 to 2" in fomo.inspect(str(folder)).verdict()
 
 
