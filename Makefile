@@ -44,7 +44,7 @@ results: $(VENV)/installed  ## keeps what a finished report found in data/result
 test: $(VENV)/installed  ## style, unit tests, and all notebooks against their stored outputs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 	$(BIN)/python -m pytest --nbval --nbval-cell-timeout=1200 -p no:cacheprovider notebooks
 
 inspect: $(VENV)/installed  ## what is in a data set, and what is wrong with it; make inspect DATASET=path/to/folder
