@@ -184,9 +184,9 @@ class Run:
     >>> run = Run("path/to/folder", "report", backbone="convnext_tiny", trials=10)   # single settings replaced
 
     Results lie under data/runs (FOMO_RUNS), figures under figures (FOMO_FIGURES), in folders whose names tell the data
-    set and what is not as in the preset: network, weights, seed and the settings in `NAMED` (`variant`). With
-    FOMO_FRESH=1 in the environment the run's stored results are deleted first. Raises `UserError` for an unknown name
-    or setting.
+    set and what is not as usual (`variant`): the preset (best for the report's data sets, quick for others), network,
+    weights, seed and the settings in `NAMED`. With FOMO_FRESH=1 in the environment the run's stored results are deleted
+    first. Raises `UserError` for an unknown name or setting.
     """
 
     def __init__(
@@ -210,9 +210,11 @@ class Run:
         for field, text in NAMED.items():
             if getattr(self.config, field) != getattr(plain, field):
                 chosen.append(text.format(getattr(self.config, field)))
-        backbone = [] if self.config.backbone == plain.backbone else [self.config.backbone]
+        usual = "best" if dataset in DATASETS and dataset != "fashion_sample" else "quick"
+        asked = [] if preset == usual else [preset]
+        asked += [] if self.config.backbone == plain.backbone else [self.config.backbone]
         seeded = [f"seed{seed}"] if seed else []
-        self.variant = "".join(f"-{choice}" for choice in [*backbone, *chosen, *seeded])  # from the plain preset
+        self.variant = "".join(f"-{choice}" for choice in [*asked, *chosen, *seeded])  # of the usual run
         self.folder = runs_folder(dataset) / (name or "-".join([preset, self.config.backbone, *chosen, f"seed{seed}"]))
         figures = Path(os.environ.get("FOMO_FIGURES") or ROOT / "figures")
         self.figures = figures / (self.folder.parent.name + self.variant)

@@ -28,7 +28,7 @@ TRAINING = ("4_best_finetuning", "9_ensemble")  # of what the final model consis
 
 def collect(run: Run) -> Path:
     """Copies what the finished `run` found, what it cost and what it ran on to data/results/<data set>; returns that
-    folder, whose name also tells what is not as in the preset, such as flowers-seed1 or skin_cancer-drop. It holds
+    folder, whose name also tells what is not as usual, such as flowers-seed1 or skin_cancer-drop. It holds
     config, machine (json); trials, race, history, ranking, rules, layered, head_trials, metrics, per_class,
     predictions, costs, options, decisions, calibration (csv).
 

@@ -33,10 +33,17 @@ def test_what_is_kept_tells_what_was_found(kept, finished):
 
 @pytest.mark.parametrize(
     ("changes", "name"),
-    [({}, ""), ({"seed": 2}, "-seed2"), ({"on_leak": "drop", "image_size": 48}, "-drop-48px")],
+    [
+        ({}, ""),
+        ({"seed": 2}, "-seed2"),
+        ({"on_leak": "drop", "image_size": 48}, "-drop-48px"),
+        ({"preset": "best", "backbone": "test_vit"}, "-best-test_vit"),
+        ({"dataset": "flowers"}, "-quick"),
+        ({"dataset": "flowers", "preset": "best", "seed": 1}, "-seed1"),
+    ],
 )
 def test_results_of_another_variant_have_a_folder_of_their_own(changes, name):
-    assert Run("fashion_sample", "quick", **changes).variant == name
+    assert Run(**{"dataset": "fashion_sample", "preset": "quick"} | changes).variant == name
 
 
 def test_costs_are_those_of_all_stages(kept, finished):
