@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # a file's name may be no text at all
         stream.reconfigure(errors="backslashreplace")
     if given.command not in ("report", "bench"):
-        os.environ["FOMO_FRESH"] = "0"  # the others read what is there, and delete nothing
+        os.environ["FOMO_FRESH"] = "0"  # the others go on with what is there, and delete nothing
     try:
         if given.command == "inspect":
             inspection = inspect(given.dataset)

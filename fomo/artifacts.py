@@ -133,7 +133,7 @@ class Stage:
             raise UserError(
                 f"{folder} was computed with other settings ({differing}). Ask for the stored settings, give the new "
                 "run a name of its own (Run(..., name=...)), delete this folder and those of the stages after it, or "
-                "compute all stages anew with FOMO_FRESH=1"
+                "compute all stages anew by make report with FOMO_FRESH=1"
             )
 
     @property

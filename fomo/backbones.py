@@ -165,6 +165,8 @@ def check_sides(backbone: Backbone, sides: Iterable[int]) -> None:
         try:
             with torch.inference_mode():
                 backbone.eval()(torch.zeros(2, 3, side, side, device=device))
+        except torch.cuda.OutOfMemoryError:
+            raise
         except Exception as error:  # whatever a network can say of a size that it is not made for
             raise _unfit(backbone.name, side, error) from error
 

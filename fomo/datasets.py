@@ -14,6 +14,7 @@ import pandas as pd
 
 from fomo.archives import obtain, unpack
 from fomo.config import DATASETS, ROOT, UserError
+from fomo.division import divide
 from fomo.sources import Folder, IdxFiles
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -249,44 +250,6 @@ def _with_splits(name: str, folder: Path, table: pd.DataFrame, notes: list[str])
         for part in (parts["train"], parts["test"])
     )
     return Dataset(name, Folder(folder), classes, train, lambda: test, tuple(notes))
-
-
-def divide(table: pd.DataFrame, share: float, seed: int) -> pd.Series:
-    """Which rows of `table` (file, label, maybe group) belong to the smaller part, about `share` of each class.
-
-    The same for the same seed on every machine and for every order of the rows. Each class that has two images (or two
-    groups) has at least one on either side, which scikit-learn's stratified split does not grant to rare classes. Rows
-    of one group stay together, and a group that would make more than twice the share of it stays on the larger side, if
-    there are smaller ones.
-    """
-    ordered = table.sort_values("file")
-    groups = ordered["group"] if "group" in ordered else ordered["file"]
-    rng = np.random.default_rng(seed)
-    chosen: set = set()
-    kept: set = set()
-    for _, rows in ordered.groupby("label", sort=True):
-        sizes = groups[rows.index].value_counts(sort=False)
-        target = max(1, round(share * len(rows)))
-        members = list(sizes.index[rng.permutation(len(sizes))])
-        largest = max(2 * target, sizes.min())
-        count = sum(sizes[group] for group in members if group in chosen)  # by way of another class's images
-        for position, group in enumerate(members):
-            last = position == len(members) - 1 and not kept.intersection(members)
-            if group in chosen or group in kept:
-                continue
-            if count < target and not last and count + sizes[group] <= largest:
-                chosen.add(group)
-                count += sizes[group]
-            else:
-                kept.add(group)
-    return groups.isin(chosen).reindex(table.index)
-
-
-def sample(table: pd.DataFrame, share: float, seed: int) -> pd.Series:
-    """Which rows of `table` (file, label) are about `share` of each class, and at least one row of it."""
-    chosen = divide(table, share, seed)
-    missing = ~table["label"].isin(table["label"][chosen])
-    return chosen | (missing & ~table["label"].duplicated())
 
 
 def some(items: list[str]) -> str:

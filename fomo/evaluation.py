@@ -54,10 +54,11 @@ def evaluate(run: Run) -> Evaluation:
     split = "validation" if (test["label"] == HIDDEN).all() else "test"
     if not stage.done:
         left_out = read_pixels(run, data.dataset, test["file"], stage.path("test.npy"))
-        stage.save_table("left_out", left_out)
         rows = np.flatnonzero(~test["file"].isin(left_out["file"]))
         if not len(rows):
+            stage.path("test.npy").unlink()  # or repaired ones would be refused as another data set
             raise UserError(f"none of the {len(test)} test images of {data.dataset.name} can be read; repair them")
+        stage.save_table("left_out", left_out)
         shown, images = (stage.array("test"), rows, test["label"].to_numpy()[rows]), test.iloc[rows]
         model, validation = compose(run).model, data.part("validation")
         networks, temperatures = model.classifier.networks, model.classifier.temperatures

@@ -38,13 +38,11 @@ FINETUNING_FIRST = {"lr": 1e-2, "momentum": 0.9, "weight_decay": 0.0, "optimizer
 
 def finetune(run: Run) -> Trained:
     """The backbone finetuned at the report's first point: what the search that follows has to beat."""
-    stage, config = open_stage(run, "2_finetuning"), run.config
+    stage = open_stage(run, "2_finetuning")
     if not stage.done:
-        sides = {config.image_size, config.trial_size or config.image_size}
-        sides |= {round(config.train_scale * side) for side in sides}
-        check_sides(untrained(run, preprocess(run)).backbone, sides)
+        _check_sides(run)
         options = {"checkpoint": stage.path("checkpoint.pt"), "description": "finetuning"}
-        store_trained(stage, *_train(run, FINETUNING_FIRST, config.first_epochs, **options))
+        store_trained(stage, *_train(run, FINETUNING_FIRST, run.config.first_epochs, **options))
     return _load(run, stage, FINETUNING_FIRST)
 
 
@@ -56,7 +54,7 @@ def optimize_finetuning(run: Run, executor: Callable[[], Executor] = InProcess, 
     stage, config = open_stage(run, "3_bayesian_optimization"), run.config
     study = new_study(run, stage, FINETUNING_SPACE, FINETUNING_FIRST)
     if not stage.done:
-        preprocess(run)
+        _check_sides(run)
         if config.trial_views:
             store_trial_views(run)
         options = {"prune": config.prune, "time_limit": config.trial_seconds, "executor": executor, "workers": workers}
@@ -64,6 +62,14 @@ def optimize_finetuning(run: Run, executor: Callable[[], Executor] = InProcess, 
         remove_views(stage.folder)
         stage.finish()
     return study
+
+
+def _check_sides(run: Run) -> None:
+    """Raises `UserError` unless the backbone can see the images of all that follows."""
+    config = run.config
+    sides = {config.image_size, config.trial_size or config.image_size}
+    sides |= {round(config.train_scale * side) for side in sides}
+    check_sides(untrained(run, preprocess(run)).backbone, sides)
 
 
 def finetuning_trial(run: Run, configuration: dict, report: Callable[[float, float], None]) -> dict:

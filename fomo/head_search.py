@@ -19,7 +19,7 @@ from fomo.bank_training import fit_bank
 from fomo.config import Config
 from fomo.darts import MixedOperation
 from fomo.data import FeatureBatches, loader
-from fomo.datasets import sample
+from fomo.division import sample
 from fomo.features import store_features
 from fomo.finetuning import finetune_best
 from fomo.halving import best_epochs, successive_halving

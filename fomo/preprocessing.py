@@ -12,7 +12,8 @@ from fomo.artifacts import Run, write_table
 from fomo.backbones import Backbone
 from fomo.config import UserError
 from fomo.data import ImageBatches, loader
-from fomo.datasets import Dataset, check_classes, divide, load_dataset, sample, some
+from fomo.datasets import Dataset, check_classes, load_dataset, some
+from fomo.division import divide, sample
 from fomo.images import store_pixels
 from fomo.inspection import digests, leaks
 from fomo.stages import open_stage

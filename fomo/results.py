@@ -68,15 +68,15 @@ def _check_settings(run: Run, folder: Path) -> None:
     """Raises `UserError` if `folder` holds a run of other settings, which would be lost."""
     if (folder / "config.json").exists():
         stored, asked = read_json(folder / "config.json"), asdict(run.config)
-        differing = [name for name, value in asked.items() if stored[name] != value]
+        differing = [name for name, value in asked.items() if stored.get(name) != value]
         if differing:
-            fields = "; ".join(f"{name}: stored {stored[name]}, asked {asked[name]}" for name in differing)
+            fields = "; ".join(f"{name}: stored {stored.get(name)}, asked {asked[name]}" for name in differing)
             raise UserError(f"{folder} holds a run of other settings ({fields}); move or delete it, to keep this one")
 
 
 def costs(run: Run) -> pd.DataFrame:
     """Seconds and peak memory (MB, of the process so far) of each stage, and on how many threads; a stage that was
-    resumed after a kill took longer than its seconds.
+    resumed after a kill took longer than its seconds, unless it is one training, or a race and a training.
 
     The race is told apart from the training of its winner; where the finalists were trained in full, that is one of
     their trainings.
@@ -111,7 +111,7 @@ def measured() -> pd.DataFrame:
         final = metrics[metrics["model"] == "final"].set_index("metric")
         config = read_json(path.with_name("config.json"))
         theirs = REPORT.get(config["dataset"], {})
-        row = {"data set": path.parent.name + (" (validation)" if config["found"]["split"] == "validation" else "")}
+        row = {"data set": path.parent.name + (" (validation)" if config["found"].get("split") == "validation" else "")}
         for name in ("macro F1", "accuracy"):
             value = final.loc[name]
             text = f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"

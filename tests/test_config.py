@@ -18,6 +18,7 @@ ORDER = [
     "artifacts",
     "archives",
     "sources",
+    "division",
     "datasets",
     "images",
     "inspection",

@@ -172,7 +172,12 @@ def test_class_folder_goes_from_end_to_end_and_keeps_its_names(tmp_path):
 
 def test_test_images_none_of_which_can_be_read_are_an_error(tmp_path):
     folder = toys.write_dataset(tmp_path / "damaged", train=5, test=2)
-    for file in (folder / "images_test").iterdir():
+    images = {file: file.read_bytes() for file in (folder / "images_test").iterdir()}
+    for file in images:
         file.write_bytes(b"text")
+    run = toys.tiny_run(folder, on_bad="skip", **toys.SHORT)
     with pytest.raises(UserError, match=r"none of the 6 test images of .* can be read"):
-        fomo.evaluate(toys.tiny_run(folder, on_bad="skip", **toys.SHORT))
+        fomo.evaluate(run)
+    for file, content in images.items():
+        file.write_bytes(content)
+    assert len(fomo.evaluate(toys.tiny_run(folder, on_bad="skip", **toys.SHORT)).predictions) == 6

@@ -271,6 +271,7 @@ def test_trials_are_as_cheap_as_asked_and_the_winner_is_trained_in_full(dataset,
     assert seen[2:] == [(48, 12, {32}, 0.5, "cosine")]
 
 
-def test_image_size_that_the_backbone_is_not_made_for_is_refused_before_training(dataset):
+@pytest.mark.parametrize("stage", [fomo.finetune, fomo.optimize_finetuning])
+def test_image_size_that_the_backbone_is_not_made_for_is_refused_before_training(dataset, stage):
     with pytest.raises(UserError, match="'test_vit' is not made for images of 36 pixels"):
-        fomo.finetune(toys.tiny_run(dataset, backbone="test_vit", image_size=36))
+        stage(toys.tiny_run(dataset, backbone="test_vit", image_size=36))
