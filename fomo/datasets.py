@@ -179,7 +179,7 @@ def _from_table(path: Path) -> Dataset:
 
 
 def _from_class_folders(folder: Path) -> Dataset:
-    """folder/class/*, or folder/train/class/* and folder/test/class/*."""
+    """folder/class/*, or folder/train/class/* and folder/test/class/* (or folder/test/*, whose labels are hidden)."""
     splits = {entry.name.lower(): entry for entry in _folders(folder)}
     parts = {name: splits[name] for name in ("train", "test") if name in splits} or {"": folder}
     if set(parts) == {"test"}:
@@ -195,11 +195,11 @@ def _from_class_folders(folder: Path) -> Dataset:
             if not any(label.iterdir()):
                 other.append(f"{label.relative_to(folder).as_posix()}/ (empty)")
             images = set(_images(label))
-            for file in sorted(label.iterdir()):
+            for file in sorted(_shown(label)):
                 name = file.relative_to(folder).as_posix()
                 if file in images:
                     rows.append({"file": name, "label": label.name, "split": split})
-                elif not file.name.startswith("."):
+                else:
                     other.append(name)
     if not rows:
         raise UserError(

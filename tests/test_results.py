@@ -55,18 +55,23 @@ def test_costs_are_those_of_all_stages(kept, finished):
     assert (costs["peak_memory_mb"] > 50).all()
 
 
-@pytest.mark.parametrize("race_epochs", [0, 2])
-def test_race_is_told_apart_from_the_training_of_its_winner(race_epochs, copied, monkeypatch):
-    """Each training takes a second by the clock of the test; the winner's own is not the race's."""
-    shutil.rmtree(copied.folder / "4_best_finetuning")
+def training_takes(seconds: float, run: Run, monkeypatch) -> None:
+    """Each training of the race, which is yet to come, says that it took so long."""
+    shutil.rmtree(run.folder / "4_best_finetuning")
     fit = finetuning.fit
 
     def timed(*arguments, **options):
         history = fit(*arguments, **options)
-        history.attrs["seconds"] = 1.0
+        history.attrs["seconds"] = seconds
         return history
 
     monkeypatch.setattr(finetuning, "fit", timed)
+
+
+@pytest.mark.parametrize("race_epochs", [0, 2])
+def test_race_is_told_apart_from_the_training_of_its_winner(race_epochs, copied, monkeypatch):
+    """The winner's own training is not the race's."""
+    training_takes(1.0, copied, monkeypatch)
     run = toys.tiny_run(copied.config.dataset, race_epochs=race_epochs)
     assert len(fomo.race(run)) == 2
     costs = results.costs(copied).set_index("stage")["seconds"]
@@ -84,16 +89,8 @@ def test_run_of_other_settings_does_not_replace_what_is_kept(kept, dataset, fini
 
 
 def test_race_that_was_killed_has_taken_what_it_took_before_as_well(copied, monkeypatch):
-    """The trainings say that they took a minute each, of which this process has seen next to nothing."""
-    shutil.rmtree(copied.folder / "4_best_finetuning")
-    fit = finetuning.fit
-
-    def resumed(*arguments, **options):
-        history = fit(*arguments, **options)
-        history.attrs["seconds"] = 60.0
-        return history
-
-    monkeypatch.setattr(finetuning, "fit", resumed)
+    """Of each training's minute this process has seen next to nothing."""
+    training_takes(60.0, copied, monkeypatch)
     fomo.race(toys.tiny_run(copied.config.dataset, race_epochs=2))
     seconds = results.costs(copied).set_index("stage")["seconds"]
     assert (seconds["race"], seconds["4_best_finetuning"]) == (120, 60)
