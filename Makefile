@@ -13,12 +13,11 @@ SEED ?= 0
 BACKBONE ?=
 WEIGHTS ?=
 IMAGE_SIZE ?=
-ON_BAD ?= raise
-ON_LEAK ?= warn
-BALANCE ?= none
+ON_BAD ?=
+ON_LEAK ?=
 
 # A mistyped variable (make report DATSET=flowers) would otherwise be ignored in silence.
-VARIABLES := DATASET PRESET SEED BACKBONE WEIGHTS IMAGE_SIZE ON_BAD ON_LEAK BALANCE PYTHON
+VARIABLES := DATASET PRESET SEED BACKBONE WEIGHTS IMAGE_SIZE ON_BAD ON_LEAK PYTHON
 UNKNOWN := $(filter-out $(VARIABLES),$(foreach v,$(.VARIABLES),$(if $(filter command line,$(origin $v)),$v)))
 UNKNOWN := $(filter-out MAKEFLAGS MAKEOVERRIDES -*-command-variables-*-,$(UNKNOWN))
 ifneq ($(strip $(UNKNOWN)),)
@@ -30,10 +29,10 @@ endif
 help:  ## this list
 	@echo "fomo: finetune, optimise, search"
 	@sed -n 's/^\([a-z]*\):.*##/  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
-	@echo "  variables     DATASET (a name or a folder), PRESET (quick, report, best), SEED, BACKBONE, WEIGHTS, IMAGE_SIZE, ON_BAD, ON_LEAK, BALANCE"
+	@echo "  variables     DATASET (a name or a folder), PRESET (quick, report, best), SEED, BACKBONE, WEIGHTS, IMAGE_SIZE, ON_BAD, ON_LEAK"
 
 RUN = --dataset "$(DATASET)" --preset "$(PRESET)" --seed "$(SEED)" --backbone "$(BACKBONE)" --weights "$(WEIGHTS)" \
-	--image-size "$(IMAGE_SIZE)" --on-bad "$(ON_BAD)" --on-leak "$(ON_LEAK)" --balance "$(BALANCE)"
+	--image-size "$(IMAGE_SIZE)" --on-bad "$(ON_BAD)" --on-leak "$(ON_LEAK)"
 
 report: $(VENV)/installed  ## the whole pipeline: figures, tables, a model; make report DATASET=flowers PRESET=report
 	@$(BIN)/python -m fomo report $(RUN)
@@ -57,10 +56,11 @@ evidence: $(VENV)/installed  ## what the searches are worth, with many seeds: ho
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[evidence]"
 	@$(BIN)/python -m fomo evidence
 
-notebooks: $(VENV)/installed  ## executes the notebooks in place: the outputs that are committed
+notebooks: $(VENV)/installed  ## executes the notebooks in place: the outputs, and README's pictures, that are committed
 	TQDM_DISABLE=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace \
 		--ExecutePreprocessor.record_timing=False \
 		--ExecutePreprocessor.extra_arguments=--log-level=ERROR --log-level=ERROR notebooks/0*.ipynb
+	cp $(addprefix figures/fashion_sample/,overview.png fig1_bo_losses.png fig2_alphas.png fig3_accuracies.png) figures/readme
 
 lab: $(VENV)/installed  ## JupyterLab, to step through the notebooks
 	$(BIN)/jupyter lab notebooks

@@ -1,12 +1,22 @@
 """fomo: finetune, optimise, search. From a folder of labelled images to the best classifier that can be found.
 
-The stages, in order, are the functions below; each takes a `Run`, and loads its result if it is already stored.
+The stages, in order, are the functions below; each takes a `Run`, and loads its result if it is already stored. Names
+are imported when they are first used, so `import fomo` takes no time.
+
+Importing fomo changes three things in its process. FOMO_KEEP_MALLOC=1 leaves the allocator alone; an OMP_WAIT_POLICY
+that is already set stays.
+
+- torch's threads sleep while they wait (OMP_WAIT_POLICY=PASSIVE).
+- Freed memory is kept for the next step and not handed back to the system, and all threads share one arena (mallopt).
+- A warning of a notebook package, "IProgress not found", is not shown.
 """
 
 import ctypes
 import os
 import sys
 import warnings
+
+import lazy_loader
 
 # torch's OpenMP threads spin while they wait; beside one other busy process that makes training 5 to 10 times slower.
 # The OpenMP runtime reads the variable once, when torch is imported.
@@ -21,7 +31,7 @@ if "OMP_WAIT_POLICY" not in os.environ:
 
 # glibc hands large blocks back to the system as soon as they are freed, and every step of a training fetches them anew,
 # page by page: at 128 pixels a quarter of its time. So what is freed is kept for the next step (see mallopt(3)).
-if hasattr(ctypes.CDLL(None), "mallopt"):
+if os.environ.get("FOMO_KEEP_MALLOC") != "1" and hasattr(ctypes.CDLL(None), "mallopt"):
     ctypes.CDLL(None).mallopt(-4, 0)  # M_MMAP_MAX
     ctypes.CDLL(None).mallopt(-1, -1)  # M_TRIM_THRESHOLD
     ctypes.CDLL(None).mallopt(-8, 1)  # M_ARENA_MAX
@@ -29,34 +39,17 @@ if hasattr(ctypes.CDLL(None), "mallopt"):
 # A package that timm brings asks for notebook widgets. fomo's progress bars are text.
 warnings.filterwarnings("ignore", message="IProgress not found")
 
-from fomo import figures, metrics, results
-from fomo.artifacts import Run
-from fomo.classifier import load_model
-from fomo.ensemble import train_members
-from fomo.evaluation import evaluate
-from fomo.final import compose
-from fomo.finetuning import finetune, finetune_best, optimize_finetuning, race
-from fomo.head_search import extract_features, search_head, train_head, tune_head
-from fomo.inspection import inspect
-from fomo.preprocessing import preprocess
-
-__all__ = [
-    "Run",
-    "compose",
-    "evaluate",
-    "extract_features",
-    "figures",
-    "finetune",
-    "finetune_best",
-    "inspect",
-    "load_model",
-    "metrics",
-    "optimize_finetuning",
-    "preprocess",
-    "race",
-    "results",
-    "search_head",
-    "train_head",
-    "train_members",
-    "tune_head",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submodules=["evidence", "figures", "results"],
+    submod_attrs={
+        "artifacts": ["Run"],
+        "data": ["augment", "inspect", "suspects"],
+        "model": ["load_model"],
+        "stages": [
+            *("preprocess", "finetune", "optimize_finetuning", "race", "finetune_best", "extract_features"),
+            *("search_head", "tune_head", "train_head", "train_members", "compose", "evaluate"),
+            *("FINETUNING_SPACE", "HEAD_SPACE", "beside_report", "gap"),
+        ],
+    },
+)

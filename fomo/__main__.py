@@ -1,4 +1,7 @@
-"""The command line: python -m fomo report --dataset NAME_OR_FOLDER ..., and so forth; python -m fomo lists it."""
+"""The command line: python -m fomo report --dataset NAME_OR_FOLDER ..., and so forth; python -m fomo --help lists it.
+
+What a command needs is imported when it begins, so that help and refusals come at once.
+"""
 
 import argparse
 import os
@@ -6,11 +9,8 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from fomo import bench_table
-from fomo.artifacts import Run
-from fomo.config import DATASETS, PRESETS, UserError
-from fomo.inspection import inspect
-from fomo.results import collect, leaked, measured, spread
+import fomo
+from fomo.config import DATASETS, PRESETS, UserError, make_config
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -28,9 +28,8 @@ def main(arguments: list[str] | None = None) -> int:
         command.add_argument("--backbone", help="a network that timm knows; the preset names one")
         command.add_argument("--weights", help="imagenet, random, or a .safetensors or .pth file")
         command.add_argument("--image-size", help="in pixels; the preset has one for each data set")
-        command.add_argument("--on-bad", default="raise", help="images that cannot be read: raise, skip")
-        command.add_argument("--on-leak", default="warn", help="train images that are in test too: warn, drop")
-        command.add_argument("--balance", default="none", help="classes of unequal size: none, sampler")
+        command.add_argument("--on-bad", help="images that cannot be read: raise (as it comes), skip")
+        command.add_argument("--on-leak", help="train images that are in test too: warn (as it comes), drop")
     command = commands.add_parser("inspect", help="what is in a data set, and what is wrong with it")
     command.add_argument("dataset", help=f"{', '.join(DATASETS)}, or a folder, or a table (csv)")
     command = commands.add_parser("bench", help="what each of fomo's ways saves, as a table of ratios; about an hour")
@@ -46,10 +45,12 @@ def main(arguments: list[str] | None = None) -> int:
         os.environ["FOMO_FRESH"] = "0"  # the others go on with what is there, and delete nothing
     try:
         if given.command == "inspect":
-            inspection = inspect(given.dataset)
+            inspection = fomo.inspect(given.dataset)
             print(inspection.counts().to_string(), inspection.findings().to_string(index=False), sep="\n\n")
             print(f"\n{inspection.verdict()}")
         elif given.command == "bench":
+            from fomo.evidence import bench_table
+
             print(bench_table.gather(given.dataset, given.image_size))
         elif given.command == "evidence":
             print(_evidence())
@@ -76,44 +77,47 @@ def _evidence() -> str:
     """Gathers the evidence; returns it as text."""
     if find_spec("optuna") is None:
         raise UserError("the evidence compares with Optuna, which is not installed: make evidence installs it")
-    from fomo.evidence import gather
+    from fomo.evidence.searches import gather
 
     return gather()
 
 
 def _report(given: argparse.Namespace) -> str:
     """Runs the pipeline with the parameters given; returns the closing line."""
-    from fomo.report import report  # what executes notebooks takes seconds to import
-
     run, settings = _run(given)
+    from fomo.report import report
+
     parameters = {"DATASET": run.config.dataset, "PRESET": given.preset, "SEED": run.config.seed}
-    return report(run, parameters | {name.upper(): value for name, value in settings.items()})
+    return report(run, parameters | {"SETTINGS": settings})
 
 
 def _results(given: argparse.Namespace) -> str:
     """Keeps the results of the run with the parameters given; returns tables of all runs that are kept: beside the
     report's, over seeds, and with leaks."""
-    folder = collect(_run(given)[0])
-    tables = [measured(), spread(), leaked()]
+    results = fomo.results
+    folder = results.collect(_run(given)[0])
+    tables = [results.measured(), results.spread(), results.leaked()]
     shown = "\n\n".join(table.to_string(index=False) for table in tables if len(table))
     return f"{shown}\n\nkept in {folder}"
 
 
-def _run(given: argparse.Namespace) -> tuple[Run, dict]:
-    """The run with the parameters given, and those that are neither data set, preset nor seed."""
+def _run(given: argparse.Namespace) -> tuple["fomo.Run", dict]:
+    """The run with the parameters given, and its settings: those asked for besides data set, preset and seed."""
     if not given.seed.isdecimal():
         raise UserError(f"seed '{given.seed}' is not a whole number from 0")
     if given.image_size and not given.image_size.isdecimal():
         raise UserError(f"image size '{given.image_size}' is not a whole number of pixels")
-    dataset, weights = given.dataset, given.weights or None
+    dataset, weights = given.dataset, given.weights
     if dataset not in DATASETS:  # notebooks run in another folder
         dataset = str(Path(dataset).expanduser().absolute())
-    if weights not in (None, "imagenet", "random"):
+    if weights not in ("", None, "imagenet", "random"):
         weights = str(Path(weights).expanduser().absolute())
-    settings = {"backbone": given.backbone or None, "weights": weights}
+    settings = {"backbone": given.backbone, "weights": weights}
     settings |= {"image_size": int(given.image_size) if given.image_size else None}
-    settings |= {"on_bad": given.on_bad, "on_leak": given.on_leak, "balance": given.balance}
-    return Run(dataset, given.preset, seed=int(given.seed), **settings), settings
+    settings |= {"on_bad": given.on_bad, "on_leak": given.on_leak}
+    settings = {name: value for name, value in settings.items() if value not in (None, "")}
+    make_config(dataset, given.preset, seed=int(given.seed), **settings)  # a wrong name is refused at once
+    return fomo.Run(dataset, given.preset, seed=int(given.seed), **settings), settings
 
 
 if __name__ == "__main__":

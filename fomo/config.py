@@ -1,5 +1,7 @@
 """What a run is asked to do: the settings, the presets, and the check of every name before anything is computed."""
 
+import hashlib
+import os
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -11,6 +13,11 @@ DATASETS = ("emotions", "fashion", "fashion_sample", "flowers", "skin_cancer")
 
 class UserError(ValueError):
     """Something that the person who called can mend; its text says what was given, what is allowed, and what to do."""
+
+
+def some(items: list[str]) -> str:
+    """The first three of `items`, and how many more there are."""
+    return ", ".join(items[:3]) + (f" and {len(items) - 3} more" if len(items) > 3 else "")
 
 
 @dataclass(frozen=True)
@@ -27,17 +34,14 @@ class Config:
     validation_share: float = 0.2  # of the train split; all choices are made on it
     rotation: float = 30.0  # largest angle of the random rotation, in degrees
     zoom: float = 0.0  # of the side, at most so much is cut away at random and the rest enlarged; 0: none
-    randaugment: int = 0  # operations of RandAugment (colours, contrast, shear, ...) on each image; 0: none
     train_scale: float = 1.0  # side of the images in training, as a share of the side that the network is judged at
     batch_size: int = 64  # images a step
     on_bad: str = "raise"  # images that cannot be read: raise, or skip (the run goes on without them, and says so)
     on_leak: str = "warn"  # train images that are in test too (same bytes, same group): warn, or drop from training
-    balance: str = "none"  # classes of unequal size: none, or sampler (each drawn equally often in the finetuning)
 
     first_epochs: int = 8  # of the first finetuning, at the report's first point
     epochs: int = 8  # of the finetuning of the study's winner
     schedule: str = "constant"  # of the learning rate: constant, or cosine (from a warm-up to 0)
-    layer_decay: float = 1.0  # each stage of the backbone learns at so much of the rate of what follows it
     label_smoothing: float = 0.0  # this share of each label is spread over all classes, in the training loss
     mixup: float = 0.0  # each image is mixed with another; the parameter of the Beta distribution of the share; 0: none
     averaging: float = 0.0  # decay a step of a moving average of the weights, which is what is kept; 0: none
@@ -47,7 +51,6 @@ class Config:
     initial_trials: int = 14  # how many trials (of either study) are the initial design, before the surrogate leads
     trial_share: float = 1.0  # of the images, by class, that a trial sees
     trial_size: int = 0  # side in pixels that a trial sees images at; 0: image_size
-    trial_views: int = 0  # augmented views of each image, whose fixed part is computed once for all trials; 0: none
     prune: bool = False  # trials worse than the median after a quarter, half or three quarters of their epoch end there
     trial_seconds: float = 7200.0  # a trial that takes longer hangs, and is ended
     finalists: int = 1  # so many of the best trials are trained on, and the best of those wins
@@ -59,16 +62,12 @@ class Config:
     darts_epochs: int = 8  # of the bilevel search
     weight_lr: float = 3e-4  # Adam, weights of the candidate operations
     alpha_lr: float = 3e-4  # Adam, alphas; moves an alpha by at most about so much a step
-    unrolled: bool = False  # the second-order gradient of the alphas (DARTS, eq. 7); 3 to 4 times the time
-    temperature: float = 1.0  # of the softmax over the alphas; below 1, small alphas make a larger difference
-    normalize: bool = False  # candidates' logits brought to one scale, so that none is chosen for its scale
     head_seeds: int = 3  # how often search and trainings alone are made; their spread is the error of the ranking
     alone_epochs: int = 8  # of each such training
     alone_lr: float = 1e-3  # Adam; torch's default, a fair middle for all 37
 
-    selection: str = "alpha"  # what chooses the head: alpha, perturbation, one epoch, halving, alone (selection.RULES)
+    selection: str = "alpha"  # what chooses the head: its alpha, or its accuracy when it is trained alone
     keep_linear: bool = False  # the plain linear head is kept, unless the chosen one beats it (paired test, p < 0.05)
-    head_space: str = "report"  # report: the 37; large: also searches 658981 heads, three ways at equal cost
 
     head_trials: int = 30  # configurations that the second Bayesian optimisation tries
     head_epochs: int = 8  # of each of them, and of the final head
@@ -83,20 +82,18 @@ class Config:
 CHOICES = {
     "on_bad": ("raise", "skip"),
     "on_leak": ("warn", "drop"),
-    "balance": ("none", "sampler"),
     "schedule": ("constant", "cosine"),
     "keep": ("loss", "accuracy"),
-    "selection": ("alpha", "perturbation", "one epoch", "halving", "alone"),
-    "head_space": ("report", "large"),
+    "selection": ("alpha", "alone"),
     "final": ("searched", "validation"),
 }
-FROM_ZERO = ("seed", "rotation", "zoom", "label_smoothing", "averaging", "trial_size", "trial_views")
-FROM_ZERO += ("race_epochs", "head_images", "randaugment", "mixup")
+FROM_ZERO = ("seed", "rotation", "zoom", "label_smoothing", "averaging", "trial_size")
+FROM_ZERO += ("race_epochs", "head_images", "mixup")
 SHARES = ("crop", "zoom", "train_scale", "validation_share", "trial_share", "race_share")
-SHARES += ("label_smoothing", "averaging", "layer_decay")
+SHARES += ("label_smoothing", "averaging")
 LAST_SEED = 10**9  # the seeds made of it must fit where they go
 # Where these are not the preset's, the name of a run's folder says so.
-NAMED = {"on_bad": "{}", "on_leak": "{}", "balance": "{}", "image_size": "{}px"}
+NAMED = {"on_bad": "{}", "on_leak": "{}", "image_size": "{}px"}
 
 PRESETS = {
     # The default: the whole pipeline in minutes on two cores. Small where time is spent, the report's elsewhere.
@@ -143,7 +140,6 @@ PRESETS = {
         "alone_epochs": 4,
         "selection": "alone",
         "keep_linear": True,
-        "head_space": "large",
         "head_batch": 10,
         "members": 2,
         "final": "validation",
@@ -186,6 +182,15 @@ BEST = {
 }
 
 ONE_SIZE = {"train_scale": 1.0, "trial_size": 0}  # what is left of `best` for a network that sees images of one size
+
+
+def runs_folder(dataset: str) -> Path:
+    """Where the runs on a data set (a name or a path) are stored: in data/runs, or in FOMO_RUNS."""
+    label = dataset
+    if dataset not in DATASETS:  # two folders of the same name are two data sets
+        path = Path(dataset).expanduser().resolve()
+        label = f"{path.name}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:6]}"
+    return Path(os.environ.get("FOMO_RUNS") or ROOT / "data" / "runs") / label
 
 
 def make_config(dataset: str, preset: str = "quick", **settings) -> Config:

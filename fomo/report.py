@@ -1,22 +1,25 @@
 """`make report`: all stages with progress bars, then the notebooks on what is stored, as executed copies and pages."""
 
 import os
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
 import papermill
+from latex2mathml.converter import convert
 from nbconvert import HTMLExporter
 
-from fomo.artifacts import Run, write_bytes
+from fomo.artifacts import Run
 from fomo.config import ROOT, UserError
-from fomo.ensemble import train_members
-from fomo.evaluation import evaluate
-from fomo.final import compose
-from fomo.finetuning import finetune, finetune_best, optimize_finetuning
-from fomo.head_search import extract_features, search_head, train_head, tune_head
-from fomo.preprocessing import preprocess
+from fomo.stages.ensemble import train_members
+from fomo.stages.evaluation import evaluate
+from fomo.stages.final import compose
+from fomo.stages.finetuning import finetune, finetune_best, optimize_finetuning
+from fomo.stages.head_search import extract_features, search_head, train_head, tune_head
+from fomo.stages.preprocessing import preprocess
+from fomo.storage import write_bytes
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("0*.ipynb"))
 STAGES = (
@@ -83,8 +86,23 @@ def execute(notebook: Path, folder: Path, parameters: dict) -> None:
         papermill.execute_notebook(str(notebook), str(copy), parameters, **options)
     except papermill.PapermillExecutionError as error:
         raise UserError(f"{notebook.name} fails with {error.ename}: {error.evalue}; {copy} has the cell") from error
-    page, _ = HTMLExporter().from_notebook_node(nbformat.read(copy, as_version=4))
-    write_bytes(copy.with_suffix(".html"), page.encode())
+    write_bytes(copy.with_suffix(".html"), to_page(nbformat.read(copy, as_version=4)).encode())
+
+
+def to_page(notebook: nbformat.NotebookNode) -> str:
+    """The HTML page of an executed notebook, which needs no internet: its formulas are MathML. The parameters are those
+    that papermill injected, in place of the notebook's own."""
+    tags = [cell.metadata.get("tags", []) for cell in notebook.cells]
+    if ["injected-parameters"] in tags:
+        notebook.cells.pop(tags.index(["parameters"]))
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = re.sub(r"(\$\$?)(.+?)\1", _to_mathml, cell.source, flags=re.DOTALL)
+    return HTMLExporter(mathjax_url="", require_js_url="").from_notebook_node(notebook)[0]
+
+
+def _to_mathml(formula: re.Match) -> str:
+    return convert(formula[2], display="block" if formula[1] == "$$" else "inline")
 
 
 def shorten(path: Path) -> str:

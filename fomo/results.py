@@ -10,16 +10,17 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fomo.artifacts import Run, read_json, read_table, write_json, write_table
+from fomo.artifacts import Run
 from fomo.config import RESULTS, UserError
-from fomo.evaluation import evaluate
-from fomo.final import compose
-from fomo.finetuning import finetune_best, optimize_finetuning, race
-from fomo.head_search import search_head, train_head, tune_head
-from fomo.inspection import digests, leaks
-from fomo.metrics import REPORT
-from fomo.preprocessing import preprocess
-from fomo.stages import STAGES
+from fomo.data.inspection import digests, leaks
+from fomo.stages.common import STAGES
+from fomo.stages.evaluation import evaluate
+from fomo.stages.final import compose
+from fomo.stages.finetuning import finetune_best, optimize_finetuning, race
+from fomo.stages.head_search import search_head, train_head, tune_head
+from fomo.stages.metrics import REPORT
+from fomo.stages.preprocessing import preprocess
+from fomo.storage import read_json, read_table, write_json, write_table
 
 PACKAGES = ("torch", "torchvision", "timm", "bayesian-optimization", "scikit-learn", "numpy")
 SEARCH = ("3_bayesian_optimization", "race", "6_darts", "7_head_tuning")
@@ -29,7 +30,7 @@ TRAINING = ("4_best_finetuning", "9_ensemble")  # of what the final model consis
 def collect(run: Run) -> Path:
     """Copies what the finished `run` found, what it cost and what it ran on to data/results/<data set>; returns that
     folder, whose name also tells what is not as usual, such as flowers-seed1 or skin_cancer-drop. It holds
-    config, machine (json); trials, race, history, ranking, rules, layered, head_trials, metrics, per_class,
+    config, machine (json); trials, race, history, ranking, rules, head_trials, metrics, per_class,
     predictions, costs, options, decisions, calibration (csv).
 
     Raises `UserError` if a stage is not finished, or if that folder holds a run of other settings.
@@ -46,7 +47,7 @@ def collect(run: Run) -> Path:
     leaked = leaks(digests(preprocess(run).dataset), into="train")
     predictions["in_train"] = predictions["file"].isin(leaked["file"])
     tables = {"trials": optimize_finetuning(run).trials, "race": race(run), "history": finetune_best(run).history}
-    tables |= {"ranking": search.ranking, "rules": search.rules, "layered": search.layered}
+    tables |= {"ranking": search.ranking, "rules": search.rules}
     tables |= {"head_trials": tune_head(run).trials, "metrics": result.metrics, "per_class": result.per_class}
     tables |= {"predictions": predictions.rename(columns={"final": "prediction"}), "costs": costs(run)}
     tables |= {"options": compose(run).options, "decisions": compose(run).decisions}

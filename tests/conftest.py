@@ -15,8 +15,8 @@ import torch
 import toys
 
 from fomo.artifacts import Run
-from fomo.backbones import load_backbone
-from fomo.evaluation import Evaluation
+from fomo.networks.backbones import load_backbone
+from fomo.stages.evaluation import Evaluation
 
 matplotlib.use("Agg")
 
@@ -73,7 +73,7 @@ def copied(finished, dataset, tmp_path) -> Run:
 def processes() -> partial:
     """Makes a pool of two processes, forked from one that has imported fomo: so they begin at once."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fomo.tuning", "pytest"])
+    context.set_forkserver_preload(["fomo.study.study", "pytest"])
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         pool.submit(os.getpid).result()
     return partial(ProcessPoolExecutor, 2, mp_context=context)

@@ -9,22 +9,12 @@ import toys
 import fomo
 from fomo import results
 from fomo.__main__ import main
-from fomo.artifacts import read_json, write_json
 from fomo.config import PRESETS, ROOT
-from fomo.finetuning import FINETUNING_FIRST
-from fomo.report import NOTEBOOKS, check_parameters
+from fomo.report import NOTEBOOKS, check_parameters, to_page
+from fomo.stages.finetuning import FINETUNING_FIRST
+from fomo.storage import read_json, write_json
 
-DEFAULTS = {
-    "DATASET": "fashion_sample",
-    "PRESET": "quick",
-    "SEED": 0,
-    "BACKBONE": None,
-    "WEIGHTS": None,
-    "IMAGE_SIZE": None,
-    "ON_BAD": "raise",
-    "ON_LEAK": "warn",
-    "BALANCE": "none",
-}
+DEFAULTS = {"DATASET": "fashion_sample", "PRESET": "quick", "SEED": 0, "SETTINGS": {}}
 SMALL = ["--image-size", str(toys.SETTINGS["image_size"])]
 PARAMETERS = "\n".join(f"{name} = {value!r}" for name, value in (DEFAULTS | {"SEED": 7}).items())
 
@@ -34,7 +24,7 @@ def notebooks(tmp_path, monkeypatch):
     """`make report` with one tiny notebook in place of the five, and with `quick` as small as the toy run, whose images
     are `SMALL`."""
     parameters = nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})
-    shown = nbformat.v4.new_code_cell("print(PRESET, SEED, DATASET)")
+    shown = nbformat.v4.new_code_cell("print(PRESET, SEED, DATASET, SETTINGS)")
     path = tmp_path / "notebooks" / "01_toy.ipynb"
     path.parent.mkdir()
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
@@ -89,11 +79,10 @@ def make(*arguments) -> subprocess.CompletedProcess:
         (["--image-size", "64px"], "image size '64px' is not a whole number of pixels"),
         (["--image-size", "0"], "setting 'image_size' is 0; it must be at least 1"),
         (["--on-bad", "ignore"], "setting 'on_bad' is 'ignore'; choose from raise, skip"),
-        (["--on-leak", ""], "setting 'on_leak' is ''; choose from warn, drop"),
-        (["--balance", "weights"], "setting 'balance' is 'weights'; choose from none, sampler"),
+        (["--on-leak", "keep"], "setting 'on_leak' is 'keep'; choose from warn, drop"),
     ],
 )
-def test_wrong_parameter_is_refused_in_one_line(capsys, arguments, message):
+def test_wrong_parameter_is_refused_in_one_line(asked, capsys, arguments, message):
     assert message in refusal(capsys, *arguments)
 
 
@@ -181,13 +170,19 @@ def test_interrupt_says_that_the_same_command_goes_on(capsys, dataset, monkeypat
 # ---- what a report leaves
 
 
-def test_report_ends_with_one_line_of_metrics_and_where_everything_lies(notebooks, copied, finished, dataset, capsys):
+def test_report_leaves_an_executed_copy_and_a_page_of_each_notebook_and_ends_with_one_line_of_metrics(
+    notebooks, copied, finished, dataset, capsys
+):
     assert main(["report", "--dataset", str(dataset), *SMALL]) == 0
     *progress, line = capsys.readouterr().out.strip().splitlines()
     value = finished.evaluation.metrics.set_index(["model", "metric"]).loc[("final", "macro F1"), "value"]
     assert f"macro F1 {value:.3f} [" in line
     assert str(copied.folder / "11_evaluation" / "model.safetensors") in line
     assert len(progress) == len(toys.STAGES) + len(notebooks)
+    pages = copied.folder / "notebooks"
+    cells = nbformat.read(pages / "01_toy.ipynb", as_version=4).cells
+    assert cells[-1].outputs[0].text.split() == ["quick", "0", str(dataset), "{'image_size':", "32}"]
+    assert "<html" in (pages / "01_toy.html").read_text()
 
 
 def test_results_are_kept_and_shown_with_the_spread_of_several_seeds(
@@ -222,21 +217,15 @@ def test_notebook_that_fails_is_an_error_in_one_line(notebooks, copied, dataset,
     assert f"01_toy.ipynb fails with AssertionError: what is wrong; {copied.folder}" in message
 
 
-def test_report_leaves_an_executed_copy_and_a_page_of_each_notebook(notebooks, copied, dataset):
-    main(["report", "--dataset", str(dataset), "--seed", "0", *SMALL])
-    pages = copied.folder / "notebooks"
-    cells = nbformat.read(pages / "01_toy.ipynb", as_version=4).cells
-    assert cells[-1].outputs[0].text.split() == ["quick", "0", str(dataset)]
-    assert "<html" in (pages / "01_toy.html").read_text()
-
-
 def test_notebooks_open_the_run_of_the_command_wherever_they_stand(own_dataset, tmp_path, monkeypatch, asked):
     toys.save_weights(tmp_path / "mine.safetensors", "test_vit", 96)
     monkeypatch.chdir(tmp_path)
     options = ["--backbone", "test_vit", "--weights", "mine.safetensors", "--image-size", "96"]
     main(["report", "--dataset", "own", "--seed", "3", *options])
     monkeypatch.chdir(ROOT / "notebooks")
-    run = fomo.Run(**{name.lower(): value for name, value in asked["parameters"].items()})
+    dataset, preset, seed, settings = asked["parameters"].values()
+    run = fomo.Run(dataset, preset, seed=seed, **settings)
+    assert list(settings) == ["backbone", "weights", "image_size"]  # only what was asked for
     assert run.folder == asked["run"].folder
     assert run.config.weights == asked["run"].config.weights
     assert fomo.preprocess(run).pixels.shape == (15, 3, 96, 96)
@@ -252,6 +241,32 @@ def test_committed_notebooks_have_the_parameters_of_the_report():
     assert [path.stem[:2] for path in NOTEBOOKS] == ["01", "02", "03", "04", "05"]
     for notebook in NOTEBOOKS:
         check_parameters(notebook, DEFAULTS)
+
+
+# ---- the pages
+
+
+def test_page_has_its_formulas_as_mathml_the_given_parameters_once_and_no_script_from_elsewhere():
+    cell, tagged = nbformat.v4.new_code_cell, lambda *tags: {"tags": list(tags)}
+    cells = [
+        nbformat.v4.new_markdown_cell("The loss $\\ell_2$ of $$\\frac{a}{b}$$ costs 5 dollars."),
+        cell("SEED = 314159  # as it stands", metadata=tagged("parameters")),
+        cell("SEED = 271828", metadata=tagged("injected-parameters")),
+        cell("price = '$1 and $2'"),
+    ]
+    page = to_page(nbformat.v4.new_notebook(cells=cells))
+    assert page.count("<math") == 2
+    assert page.count('display="block"') == 1
+    assert "<mfrac>" in page
+    assert "$1 and $2" in page
+    assert "314159" not in page
+    assert page.count("271828") == 1
+    assert 'src="http' not in page
+
+
+def test_page_of_a_notebook_that_was_given_nothing_has_its_own_parameters():
+    cell = nbformat.v4.new_code_cell("SEED = 314159", metadata={"tags": ["parameters"]})
+    assert "314159" in to_page(nbformat.v4.new_notebook(cells=[cell]))
 
 
 # ---- make
@@ -280,7 +295,7 @@ def test_make_report_passes_its_variables_on():
     assert result.returncode == 0
     assert " ".join(command).replace("\\ ", "") == (
         '--dataset "my folder" --preset "best" --seed "3" --backbone "resnet34" --weights "w.pth" '
-        '--image-size "96" --on-bad "skip" --on-leak "warn" --balance "none"'
+        '--image-size "96" --on-bad "skip" --on-leak ""'
     )
 
 

@@ -6,9 +6,11 @@ import pytest
 import toys
 
 import fomo
-from fomo import finetuning, results
-from fomo.artifacts import Run, read_json, read_table, write_json
+from fomo import results
+from fomo.artifacts import Run
 from fomo.config import UserError
+from fomo.stages import finetuning
+from fomo.storage import read_json, read_table, write_json
 
 
 @pytest.fixture
@@ -130,7 +132,7 @@ def test_images_that_are_in_train_too_are_counted_by_themselves(tmp_path, monkey
 
 
 def test_predictions_tell_which_images_are_in_train_too(tmp_path, monkeypatch):
-    folder = toys.write_dataset(tmp_path / "leaky")
+    folder = toys.write_dataset(tmp_path / "leaky", train=5, test=2)
     shutil.copy(folder / "images_train" / "004.png", folder / "images_test" / "001.png")
     monkeypatch.setattr(results, "RESULTS", tmp_path)
     run = toys.tiny_run(folder, **toys.SHORT)

@@ -10,7 +10,7 @@ from PIL import Image
 
 import fomo
 from fomo import artifacts
-from fomo.backbones import load_backbone
+from fomo.networks.backbones import load_backbone
 
 CLASSES = ["top", "middle", "bottom"]
 SETTINGS = {

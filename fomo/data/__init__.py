@@ -1,0 +1,16 @@
+"""Images and their labels: fetched, found in any layout, looked over, divided, and dealt out in batches.
+
+In the order of the data: archives, sources (where files lie), datasets, division, images (decoded once), inspection
+(what is wrong with them), batches. Knows the storage only.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "datasets": ["Dataset", "load_dataset"],
+        "inspection": ["Inspection", "inspect", "suspects"],
+        "batches": ["FeatureBatches", "ImageBatches", "augment", "loader"],
+    },
+)

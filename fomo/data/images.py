@@ -1,0 +1,103 @@
+"""Image files as a person sees them, decoded once into an array on disk."""
+
+import os
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image, ImageOps
+from torchvision.transforms.v2.functional import center_crop, resize
+from tqdm import tqdm
+
+from fomo.data.datasets import Dataset
+from fomo.storage import new_array, release
+
+GREY_MODES = ("1", "L")
+
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large is not yet a bomb; twice as large is refused
+
+
+def as_seen(image: Image.Image) -> Image.Image:
+    """The image in mode L or RGB: upright, its first frame, what is transparent on white, 16 bits cut down to 8."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode in GREY_MODES and "transparency" not in image.info:
+        return image.convert("L")
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image, dtype=np.float64)
+        if image.mode == "F":
+            scale = 255 if values.max() <= 1 else 1
+        else:
+            scale = 1 / 257 if image.mode.startswith("I;16") or values.max() > 255 else 1
+        return Image.fromarray((values * scale).clip(0, 255).round().astype(np.uint8))
+    if image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def to_pixels(image: Image.Image, image_size: int, channels: int, crop: float = 0.875) -> np.ndarray:
+    """Resize and CenterCrop of an image as seen, as uint8 (channels, side, side); channels is 1 (grey) or 3.
+
+    `crop` is the share of the shorter side that is kept: 0.875 are the report's Resize(256), CenterCrop(224).
+    """
+    image = as_seen(image).convert("L" if channels == 1 else "RGB")
+    longest = 8 * min(image.size)  # what lies farther out is cropped anyway; resized first, it could fill the memory
+    image = center_crop(image, [min(image.height, longest), min(image.width, longest)])
+    image = center_crop(resize(image, [round(image_size / crop)], antialias=True), [image_size])
+    return np.asarray(image).reshape(image_size, image_size, channels).transpose(2, 0, 1)
+
+
+def for_each(function, items: list, description: str):
+    """Yields function(item) in order; all cores work, and only a few results are held at a time."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(total=len(items), desc=description, leave=False) as bar:
+        for start in range(0, len(items), 256):
+            for result in pool.map(function, items[start : start + 256]):
+                bar.update()
+                yield result
+
+
+def store_pixels(
+    dataset: Dataset, files: pd.Series, path: Path, image_size: int, description: str, crop: float = 0.875
+) -> pd.DataFrame:
+    """Stores `to_pixels` of `files` as uint8 (images, channels, side, side): 1 channel if the train images are grey.
+
+    This head of the transforms is the same in every epoch, so it is computed once. Returns the table (file, reason) of
+    the images that cannot be decoded; their rows are left black.
+    """
+
+    def decode(file: str) -> np.ndarray | str:
+        try:
+            with dataset.source.open(file) as image:
+                return to_pixels(image, image_size, channels, crop)
+        except Exception as error:  # a damaged file makes the decoders raise nearly anything
+            return reason(error)
+
+    def is_grey(file: str) -> bool:
+        try:
+            with dataset.source.open(file) as image:
+                return image.mode in GREY_MODES
+        except Exception:
+            return True  # what is wrong with it is said when it is decoded
+
+    channels = 1 if all(map(is_grey, dataset.train["file"])) else 3
+    files, damaged = list(files), []
+    with new_array(path, (len(files), channels, image_size, image_size), np.uint8) as store:
+        for row, pixels in enumerate(for_each(decode, files, description)):
+            if isinstance(pixels, str):
+                damaged.append({"file": files[row], "reason": pixels})
+            else:
+                store[row] = pixels
+            if row % 256 == 255:
+                release(store)
+    return pd.DataFrame(damaged, columns=["file", "reason"])
+
+
+def reason(error: Exception) -> str:
+    """Why an image cannot be read, in a few words, without the machine's paths."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "not an image, or its header is damaged"
+    return f"{type(error).__name__}: {error}"[:120]

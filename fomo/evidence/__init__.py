@@ -1,0 +1,15 @@
+"""What measures fomo itself, and no run uses: what the searches are worth (`make evidence`), what fomo's ways save
+(`make bench`). Knows all rooms; none knows it.
+
+searches (all of it, in turn), problems (what studies are compared on), finetuning (recipes, cheaper trials),
+darts_variants, layered (the large head space); bench, bench_memory, bench_pipeline, bench_table.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "searches": ["stored", "summary"],
+    },
+)

@@ -1,0 +1,150 @@
+"""`make evidence`: what the searches are worth, with many seeds: trials recorded, studies compared, heads chosen,
+finetuning made better and cheaper."""
+
+import os
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
+from itertools import product
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from fomo.artifacts import Run
+from fomo.config import RESULTS
+from fomo.evidence.darts_variants import variants
+from fomo.evidence.finetuning import (
+    fidelities,
+    fidelity_summary,
+    pruning,
+    recipe_summary,
+    recipes,
+    skin_cancer_recipes,
+)
+from fomo.evidence.layered import search_layered
+from fomo.evidence.problems import CONTESTANTS, EVALUATIONS, PROBLEMS, problem
+from fomo.networks.heads import HEADS
+from fomo.stages.finetuning import FINETUNING_FIRST, FINETUNING_SPACE, finetuning_trial
+from fomo.stages.head_search import extract_features, new_bank, search_head, train_alone
+from fomo.stages.metrics import log_loss
+from fomo.storage import read_table, write_table
+from fomo.study.study import Study
+
+SEEDS = range(100, 116)  # the study's constants were chosen with seeds 0 to 23
+
+
+def stored(name: str) -> pd.DataFrame:
+    """The table `name` of data/results, as `make evidence` last made it."""
+    return read_table(RESULTS / f"{name}.csv")
+
+
+def gather() -> str:
+    """All evidence, on the embedded sample but for one table; goes on after what is stored. Returns it as text."""
+    RESULTS.mkdir(exist_ok=True)
+    record(Run("fashion_sample", "quick", name="evidence"))
+    table = contest()
+    rules_run = Run("fashion_sample", "quick", name="evidence", head_seeds=5)
+    rules, layered = heads(rules_run)
+    text = [f"median simple regret after {EVALUATIONS} evaluations [quartiles], {len(SEEDS)} seeds", summary(table)]
+    text += ["rules that choose among the 37 heads", rules.set_index("rule").round(4)]
+    text += ["DARTS in other ways", variants(rules_run).set_index("search").round(4)]
+    text += ["heads found in the large space, trained alone", layered.drop(columns="seconds").round(4)]
+    text += ["mean of the best heads of a bank", ensembles(rules_run).round(4)]
+    text += ["finetuning in other ways, validation", recipe_summary(recipes(), "plain").round(4)]
+    text += ["... on Skin Cancer", recipe_summary(skin_cancer_recipes(), "best").round(4)]
+    text += ["cheaper trials", fidelity_summary(fidelities()).round(3)]
+    text += ["hopeless trials ended early", pruning(stored("finetuning_trials")).round(4)]
+    return "\n\n".join(part if isinstance(part, str) else part.to_string() for part in text)
+
+
+def record(run: Run, trials: int = 201) -> pd.DataFrame:
+    """The report's first point and 200 quasi-random configurations of its search space, each trained for an epoch.
+
+    Stored as data/results/finetuning_trials.csv; goes on after the last one that is stored there.
+    """
+    path = RESULTS / "finetuning_trials.csv"
+    study = Study(FINETUNING_SPACE, path, seed=run.config.seed, first=FINETUNING_FIRST, initial=trials)
+    study.run(partial(finetuning_trial, run), trials, "recording")
+    return study.trials
+
+
+def regrets(name: str, contestant: str, seed: int) -> list[float]:
+    """The simple regret after each evaluation: the true loss of what looked best so far, minus the lowest there is."""
+    task = problem(name)
+    noise = np.random.default_rng(seed).normal(scale=task.noise or 1e-300, size=EVALUATIONS)
+    true, seen = [], []
+
+    def objective(configuration: dict) -> float:
+        true.append(task.loss(configuration))
+        seen.append(true[-1] + noise[len(seen)])
+        return seen[-1]
+
+    CONTESTANTS[contestant](task, objective, seed)
+    return [true[int(np.argmin(seen[: end + 1]))] - task.lowest for end in range(EVALUATIONS)]
+
+
+def contest() -> pd.DataFrame:
+    """All contestants on all problems with all seeds: a row each, with the regret after 1 to 30 evaluations.
+
+    Stored as data/results/search_evidence.csv, row by row; what is there already is not run again.
+    """
+    path = RESULTS / "search_evidence.csv"
+    table = read_table(path) if path.exists() else pd.DataFrame(columns=["problem", "contestant", "seed"])
+    done = set(table[["problem", "contestant", "seed"]].itertuples(index=False, name=None))
+    todo = [key for key in product(PROBLEMS, CONTESTANTS, SEEDS) if key not in done]
+    os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    with ProcessPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
+        futures = {pool.submit(regrets, *key): key for key in todo}
+        for future in tqdm(as_completed(futures), total=len(todo), desc="contest", unit="run", leave=False):
+            values = {str(number): float(f"{regret:.4g}") for number, regret in enumerate(future.result(), start=1)}
+            row = dict(zip(("problem", "contestant", "seed"), futures[future], strict=True)) | values
+            table = pd.concat([table, pd.DataFrame([row])], ignore_index=True)
+            write_table(path, table.sort_values(["problem", "contestant", "seed"]))
+    return table
+
+
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """The median simple regret over seeds after all evaluations, with quartiles: contestants by problems."""
+    last = table.groupby(["contestant", "problem"])[str(EVALUATIONS)]
+    text = last.quantile([0.25, 0.5, 0.75]).unstack().map("{:.3g}".format)
+    text = text[0.5] + " [" + text[0.25] + ", " + text[0.75] + "]"
+    return text.unstack()[list(PROBLEMS)].loc[list(CONTESTANTS)]
+
+
+def heads(run: Run) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What each rule that chooses a head is worth, and what the large head space gave, with the run's seeds.
+
+    Stored as data/results/head_rules.csv and head_layered.csv.
+    """
+    rules, path = search_head(run).rules, RESULTS / "head_layered.csv"
+    write_table(RESULTS / "head_rules.csv", rules)
+    if not path.exists():
+        write_table(path, search_layered(run))
+    return rules, read_table(path)
+
+
+def ensembles(run: Run, counts: tuple[int, ...] = (1, 3, 5, 10, len(HEADS))) -> pd.DataFrame:
+    """What the mean of the probabilities of the best heads is worth, the 37 trained alone, with the run's seeds.
+
+    Heads are ranked by their accuracy on one half of the validation images and judged on the other, then the halves
+    change places. Accuracy and loss for each number of heads, means over seeds; `gain` in accuracy beside the best
+    alone, mean and standard deviation. Stored as data/results/head_ensembles.csv.
+    """
+    features, rows = extract_features(run), []
+    for seed in range(run.config.seed, run.config.seed + run.config.head_seeds):
+        _, logits, labels = train_alone(run, features, new_bank(run, features, HEADS, seed), seed)
+        correct = (logits.argmax(-1) == labels).double()
+        halves = np.array_split(np.random.default_rng(seed).permutation(len(labels)), 2)
+        for judges, judged in (halves, halves[::-1]):
+            order = correct[:, judges].mean(1).argsort(descending=True, stable=True)
+            for count in counts:
+                mean = logits[order[:count]][:, judged].double().softmax(-1).mean(0).log()
+                accuracy = (mean.argmax(1) == labels[judged]).double().mean().item()
+                loss = log_loss(labels[judged].numpy(), mean.numpy())
+                rows.append({"heads": count, "seed": seed, "accuracy": accuracy, "loss": loss})
+    table = pd.DataFrame(rows).groupby(["heads", "seed"]).mean().reset_index()
+    write_table(RESULTS / "head_ensembles.csv", table)
+    accuracy = table.pivot(index="seed", columns="heads", values="accuracy")
+    gain = accuracy.sub(accuracy[counts[0]], axis=0)
+    means = table.groupby("heads")[["accuracy", "loss"]].mean()
+    return means.assign(gain=gain.mean(), gain_std=gain.std())

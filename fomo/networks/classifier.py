@@ -1,0 +1,80 @@
+"""Whole image classifiers: a backbone with a head, with several heads and views, and the mean of several of these."""
+
+import math
+
+import numpy as np
+import torch
+from torch import nn
+
+from fomo.networks.backbones import Backbone
+
+
+class Classifier(nn.Module):
+    """Backbone and head: images (batch, 3, side, side) -> logits (batch, classes)."""
+
+    def __init__(self, backbone: Backbone, head: nn.Module):
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.backbone(images))
+
+
+class Network(nn.Module):
+    """A backbone with one or more `heads`: images (batch, 3, side, side) -> log-probabilities (batch, classes), the
+    mean of all heads and of the first `views` of each image (`view`)."""
+
+    def __init__(self, backbone: Backbone, heads: list[nn.Module], views: int = 1):
+        super().__init__()
+        self.backbone = backbone
+        self.heads = nn.ModuleList(heads)
+        self.views = views
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.judge(self.look(images))
+
+    def look(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """The features (batch, features) of each view; the first one is the image as it is."""
+        return [self.backbone(view(images, number)) for number in range(self.views)]
+
+    def judge(self, views: list[torch.Tensor]) -> torch.Tensor:
+        """The log-probabilities from the features of each view."""
+        logits = [head(features) for features in views for head in self.heads]
+        return average(logits, [1.0] * len(logits))
+
+
+class FinalClassifier(nn.Module):
+    """What a run ends with: images (batch, 3, side, side) -> log-probabilities (batch, classes), the mean of one or
+    more `networks`, each calibrated by a temperature of its own (Guo et al., arXiv:1706.04599). `handicaps` (classes)
+    are taken off the log-probabilities before a class is named (`decide`), where rare classes would be named too
+    seldom (logit adjustment; Menon et al., arXiv:2007.07314)."""
+
+    def __init__(self, networks: list[Network], temperatures: list[float], handicaps: list[float]):
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+        self.temperatures = temperatures
+        self.handicaps = handicaps
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return average([network(images) for network in self.networks], self.temperatures)
+
+    def decide(self, logits: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """The class to name (batch) by log-probabilities (batch, classes), which is the most probable one but for the
+        handicaps, and the confidence, which is its probability (batch)."""
+        named = (logits - torch.tensor(self.handicaps).to(logits)).argmax(1)
+        return named.cpu().numpy(), logits.softmax(1).gather(1, named[:, None]).squeeze(1).cpu().numpy()
+
+
+def view(images: torch.Tensor, number: int) -> torch.Tensor:
+    """One of eight views of square images (batch, channels, side, side): 0 the image, 1 its mirror image, then both
+    turned by a quarter (2, 3), a half (4, 5) and three quarters (6, 7)."""
+    images = images.flip(-1) if number % 2 else images
+    return images.rot90(number // 2, (-2, -1)) if number > 1 else images
+
+
+def average(logits: list[torch.Tensor], temperatures: list[float]) -> torch.Tensor:
+    """The logarithm of the mean of several probabilities, each from logits (batch, classes) at its temperature."""
+    pairs = zip(logits, temperatures, strict=True)
+    logarithms = torch.stack([(one / temperature).log_softmax(-1) for one, temperature in pairs])
+    return logarithms.logsumexp(0) - math.log(len(logits))

@@ -1,0 +1,122 @@
+"""What the stages share: what each is bound to, how a trained network is stored, how a study is begun and told."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from fomo.artifacts import Run, Stage
+from fomo.data.datasets import load_dataset
+from fomo.networks.weights import weights_fingerprint
+from fomo.storage import load_state, save_state
+from fomo.study.study import Study
+
+FINETUNING = (
+    *("backbone", "weights", "rotation", "zoom", "train_scale", "batch_size"),
+    *("schedule", "label_smoothing", "mixup", "averaging"),
+)
+# The folder of each stage: the stage that it follows, and the settings that it adds to those of all stages before it.
+STAGES = {
+    "1_preprocessing": (None, ("image_size", "crop", "validation_share", "seed", "on_bad", "on_leak")),
+    "2_finetuning": ("1_preprocessing", (*FINETUNING, "keep", "first_epochs")),
+    "3_bayesian_optimization": (
+        "1_preprocessing",
+        (
+            *FINETUNING,
+            *("trials", "trial_epochs", "trial_share", "trial_size"),
+            *("initial_trials", "prune", "trial_seconds"),
+        ),
+    ),
+    "4_best_finetuning": (
+        "3_bayesian_optimization",
+        ("keep", "epochs", "finalists", "finalists_per_layer", *("race_epochs", "race_share")),
+    ),
+    "5_features": ("4_best_finetuning", ()),
+    "6_darts": (
+        "5_features",
+        (
+            *("head_images", "darts_epochs", "weight_lr", "alpha_lr"),
+            *("head_seeds", "alone_epochs", "alone_lr", "selection", "keep_linear"),
+        ),
+    ),
+    "7_head_tuning": ("6_darts", ("head_trials", "head_epochs", "head_batch")),
+    "8_head": ("7_head_tuning", ()),
+    "9_ensemble": ("8_head", ()),  # whose networks do not depend on how many there are
+    "10_final": ("9_ensemble", ("members", "final")),
+    "11_evaluation": ("10_final", ("first_epochs", "bootstrap")),
+}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained network at its best epoch, its learning curves, its configuration, and `keep`: what was best there."""
+
+    model: nn.Module
+    history: pd.DataFrame
+    configuration: dict
+    keep: str
+
+    @property
+    def kept(self) -> pd.Series:
+        """The row of `history` whose weights were kept."""
+        return self.history.loc[errors(self.history, self.keep).idxmin()]
+
+
+def open_stage(run: Run, name: str, **inputs: str) -> Stage:
+    """The stage in folder `name`, bound to its settings and those of all stages before it, to the train data and the
+    weights file that they name, and to further `inputs`."""
+    if not run.inputs:
+        run.inputs["data"] = load_dataset(run.config.dataset).fingerprint()
+        run.inputs["weights_file"] = weights_fingerprint(run.config.weights)
+    settings, before = {}, name
+    while before:
+        before, fields = STAGES[before]
+        settings |= {field: getattr(run.config, field) for field in fields}
+    return Stage(run.folder / name, settings | run.inputs | inputs)
+
+
+def store_trained(stage: Stage, model: nn.Module, history: pd.DataFrame, **costs: float) -> None:
+    """Stores a trained network and its learning curves, which completes its stage; `costs` (seconds) go with what it
+    cost."""
+    save_state(stage.path("weights.pt"), model.state_dict())
+    stage.save_table("history", history)
+    stage.finish(**costs, training_seconds=history.attrs["seconds"])
+    for checkpoint in stage.folder.glob("checkpoint*.pt"):
+        checkpoint.unlink()
+
+
+def load_trained(run: Run, stage: Stage, model: nn.Module, configuration: dict, keep: str = "loss") -> Trained:
+    """What `store_trained` stored, its weights put into `model`."""
+    model.load_state_dict(load_state(stage.path("weights.pt"), run.device))
+    return Trained(model.eval(), stage.table("history"), configuration, keep)
+
+
+def seeded(seed: int, build: Callable[[], nn.Module]) -> nn.Module:
+    """What `build` makes, with initial weights drawn from `seed`."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return build()
+
+
+def new_study(run: Run, stage: Stage, space: dict, first: dict) -> Study:
+    config = run.config
+    return Study(space, stage.path("trials.csv"), seed=config.seed, first=first, initial=config.initial_trials)
+
+
+def outcome(history: pd.DataFrame, keep: str = "loss") -> dict:
+    """A trial's row in the table: its losses and accuracy at its best epoch, if any validation loss is finite; the
+    objective is the validation loss, or, if accuracy is what to `keep`, the error rate."""
+    if not np.isfinite(history["validation_loss"]).any():
+        return {"objective": math.inf}
+    best = errors(history, keep).idxmin()
+    names = ("train_loss", "validation_loss", "validation_accuracy")
+    return {"objective": float(errors(history, keep)[best])} | {name: float(history[name][best]) for name in names}
+
+
+def errors(history: pd.DataFrame, keep: str) -> pd.Series:
+    """What the epoch to keep has the least of: the validation loss, or the share of validation images misclassified."""
+    return history["validation_loss"] if keep == "loss" else 1 - history["validation_accuracy"]

@@ -1,0 +1,153 @@
+"""Stage 1: the images of the train split are read, resized, cropped, looked over, and divided in two."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.utils.data import DataLoader
+
+from fomo.artifacts import Run
+from fomo.config import Config, UserError, some
+from fomo.data.batches import ImageBatches, loader
+from fomo.data.datasets import Dataset, check_classes, load_dataset
+from fomo.data.division import divide, sample
+from fomo.data.images import store_pixels
+from fomo.data.inspection import digests, leaks
+from fomo.networks.backbones import Backbone
+from fomo.stages.common import open_stage
+from fomo.storage import write_table
+
+
+@dataclass(frozen=True)
+class Preprocessed:
+    """Train and validation images: `images` (file, label, split, row in `pixels`), `pixels`, uint8 (images, channels,
+    side, side), `left_out` (file, reason), and `notes`, what there is to say about them."""
+
+    dataset: Dataset
+    images: pd.DataFrame
+    pixels: np.ndarray
+    left_out: pd.DataFrame
+    notes: list[str]
+
+    def part(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(pixels, the rows of them, labels) of "train" or "validation"."""
+        part = self.images[self.images["split"] == name]
+        return self.pixels, part["row"].to_numpy(), part["label"].to_numpy()
+
+    def sample(self, name: str, share: float, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """As `part`, but only about this `share` of each class, at least one image; 1 or more: all of them."""
+        part = self.images[self.images["split"] == name]
+        chosen = part if share >= 1 else part[sample(part[["file", "label"]], share, seed)]
+        return self.pixels, chosen["row"].to_numpy(), chosen["label"].to_numpy()
+
+    def divided(self, share: float, seed: int) -> "Preprocessed":
+        """The same images, divided anew; as they are where that would leave a class on one side."""
+        images = divide_images(self.images, share, seed)
+        return replace(self, images=self.images if len(one_sided(images)) else images)
+
+
+def preprocess(run: Run) -> Preprocessed:
+    """The images of the train split: read, resized and cropped, looked over, and divided into train and validation."""
+    dataset, stage = load_dataset(run.config.dataset), open_stage(run, "1_preprocessing")
+    if not stage.done:
+        images = dataset.train.sort_values("file", ignore_index=True)
+        unreadable = read_pixels(run, dataset, images["file"], stage.path("pixels.npy"))
+        seen = digests(dataset)
+        leaked = leaks(seen)
+        left_out = unreadable
+        if run.config.on_leak == "drop":
+            left_out = pd.concat([unreadable, leaked[~leaked["file"].isin(unreadable["file"])]])
+        images = images.assign(row=range(len(images)))[~images["file"].isin(left_out["file"])]
+        images = _divided(dataset, images, run.config)
+        notes = [*dataset.notes, *_notes(dataset, images, unreadable, leaked, seen, run.config)]
+        stage.save_table("images", images)
+        stage.save_table("left_out", left_out)
+        stage.save_table("notes", pd.DataFrame({"note": notes}, dtype=str))
+        stage.finish()
+    notes = stage.table("notes")["note"].tolist()
+    return Preprocessed(dataset, stage.table("images"), stage.array("pixels"), stage.table("left_out"), notes)
+
+
+def _divided(dataset: Dataset, images: pd.DataFrame, config: Config) -> pd.DataFrame:
+    """The `images`, each with its `split`. Raises `UserError` where a class cannot be in both."""
+    check_classes(dataset.name, dataset.classes, images["label"])
+    images = divide_images(images, config.validation_share, config.seed)
+    for label in one_sided(images):
+        raise UserError(
+            f"all images of class {label} ('{dataset.classes[label]}') in {dataset.name} fall to one side of "
+            "the split, for they share groups with others; give the class images of another group, or take it out"
+        )
+    return images
+
+
+def _notes(
+    dataset: Dataset,
+    images: pd.DataFrame,
+    unreadable: pd.DataFrame,
+    leaked: pd.DataFrame,
+    seen: pd.DataFrame,
+    config: Config,
+) -> list[str]:
+    """What there is to say about the images: those left out, leaks (`leaks` of `seen`), twins, rare classes."""
+    notes = []
+    if len(unreadable):
+        notes.append(f"{len(unreadable)} train images cannot be read, left out: {some(list(unreadable['file']))}")
+    if len(leaked):
+        action = "left out of training" if config.on_leak == "drop" else "kept (on_leak='drop' leaves them out)"
+        notes.append(f"{len(leaked)} train images show what a test image shows; they are {action}")
+    known = seen[seen["split"] == "train"].set_index("file")["digest"]
+    digest = images["file"].map(known).where(lambda digest: digest.notna(), images["file"])
+    twins = digest[images["split"] == "validation"].isin(set(digest[images["split"] == "train"])).sum()
+    if twins:
+        notes.append(f"{twins} validation images are byte-identical to a train image, so validation flatters")
+    counts = images["label"].value_counts()
+    rare = [dataset.classes[label] for label in counts.index[counts < 1 / config.validation_share]]
+    if rare:
+        notes.append(f"so few images that one or two of them are the whole validation of: {some(sorted(rare))}")
+    return notes
+
+
+def divide_images(images: pd.DataFrame, share: float, seed: int) -> pd.DataFrame:
+    """The images with their `split`, train, or for about a `share` of each class validation; sorted by it."""
+    split = divide(images, share, seed).map({True: "validation", False: "train"})
+    return images.assign(split=split).sort_values(["split", "file"], ignore_index=True)
+
+
+def one_sided(images: pd.DataFrame) -> pd.Index:
+    """The labels of the classes all of whose images have the same `split`."""
+    sides = images.groupby("label")["split"].nunique()
+    return sides.index[sides < 2]
+
+
+def read_pixels(run: Run, dataset: Dataset, files: pd.Series, path: Path) -> pd.DataFrame:
+    """Stores the pixels of `files` (`images.store_pixels`); returns (file, reason) of those that cannot be read.
+
+    Raises `UserError` where there are such and `on_bad` is raise; all of them are then listed in unreadable.csv.
+    """
+    damaged = store_pixels(dataset, files, path, run.config.image_size, f"reading {path.stem} images", run.config.crop)
+    if len(damaged) and run.config.on_bad == "raise":
+        path.unlink()  # nothing is stored of a data set that is refused, so that a repaired one is not
+        listed = run.folder / "unreadable.csv"
+        write_table(listed, damaged)
+        named = some([f"{row.file} ({row.reason})" for row in damaged.itertuples()])
+        raise UserError(
+            f"cannot read {named} of {dataset.name} (all of them: {listed}). Repair them, take them out, or leave them "
+            "out by on_bad='skip' (ON_BAD=skip)"
+        )
+    return damaged
+
+
+def image_loader(
+    run: Run, part: tuple, backbone: Backbone, generator: torch.Generator | None = None, *, side: int = 0
+) -> DataLoader:
+    """Batches of the images of (pixels, rows, labels) as `backbone` sees them; with a `generator`, shuffled, and
+    augmented as the run says.
+
+    `side`, in pixels, that the images are scaled down to; 0: as they are stored.
+    """
+    config = run.config
+    options = {"rotation": config.rotation, "zoom": config.zoom, "scale": config.train_scale}
+    options |= {"side": side, "generator": generator, "device": run.device}
+    return loader(ImageBatches(*part, backbone.mean, backbone.std, **options), config.batch_size, generator)

@@ -1,0 +1,372 @@
+import io
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import toys
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision.transforms import v2
+
+import fomo
+from fomo.data.datasets import Folder, load_dataset
+from fomo.data.images import as_seen, store_pixels, to_pixels
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A toy data set that the test may damage."""
+    return toys.write_dataset(tmp_path / "toy", train=4, test=2)
+
+
+def stored(folder, path, side=16):
+    """The pixels of the train images, and what is said of the damaged ones."""
+    dataset = load_dataset(folder)
+    damaged = store_pixels(dataset, dataset.train["file"], path, side, "reading")
+    return np.load(path), damaged
+
+
+@pytest.mark.parametrize("size", [(40, 64), (64, 40), (20, 20)])
+def test_pixels_are_those_of_torchvisions_resize_and_center_crop(size):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8))
+    expected = v2.CenterCrop(28)(v2.Resize(32)(image))
+    assert np.array_equal(to_pixels(image, 28, 3), np.asarray(expected).transpose(2, 0, 1))
+
+
+def test_photograph_taken_sideways_stands_upright(tmp_path):
+    upright = Image.fromarray(np.kron([[250, 200], [100, 20]], np.ones((16, 16))).astype(np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees clockwise to see it upright
+    upright.rotate(90, expand=True).save(tmp_path / "sideways.png", exif=exif)
+    with Image.open(tmp_path / "sideways.png") as sideways:
+        assert np.array_equal(to_pixels(sideways, 24, 1), to_pixels(upright, 24, 1))
+
+
+@pytest.mark.parametrize(("shape", "channels"), [((24, 24), 1), ((24, 24, 3), 3)])
+def test_grey_images_are_stored_with_one_channel_and_coloured_ones_with_three(tmp_path, shape, channels):
+    folder = toys.write_dataset(tmp_path / "toy", train=2, test=1, shape=shape)
+    pixels, _ = stored(folder, tmp_path / "pixels.npy")
+    assert (pixels.shape, pixels.dtype) == ((6, channels, 16, 16), np.uint8)
+
+
+def test_one_coloured_image_among_grey_ones_keeps_its_colour(tmp_path):
+    folder = toys.write_dataset(tmp_path / "toy", train=2, test=1, shape=(24, 24))
+    Image.new("RGB", (24, 24), "red").save(folder / "images_train" / "000.png")
+    assert stored(folder, tmp_path / "pixels.npy")[0][0].mean((1, 2)).tolist() == [255, 0, 0]
+
+
+# ---- as a person sees them
+
+
+RAMP = np.linspace(0, 255, 24 * 24).reshape(24, 24).round().astype(np.uint8)
+COLOURS = np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8)
+
+
+def seen(image: Image.Image, suffix: str, **options) -> tuple[str, np.ndarray]:
+    """(mode, values) of what is seen of an image stored as a file of this suffix."""
+    buffer = io.BytesIO()
+    image.save(buffer, {"jpg": "jpeg", "tif": "tiff"}.get(suffix, suffix), **options)
+    with Image.open(buffer) as stored:
+        result = as_seen(stored)
+        return result.mode, np.asarray(result).astype(int)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "gif", "tif", "webp"])
+def test_grey_ramp_looks_the_same_in_every_format(suffix):
+    _, values = seen(Image.fromarray(RAMP), suffix)
+    values = values if values.ndim == 2 else values.mean(2)
+    assert np.abs(values - RAMP).max() <= 12
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tif"])
+def test_colours_are_kept_to_the_bit_in_lossless_formats(suffix):
+    mode, values = seen(Image.fromarray(COLOURS), suffix)
+    assert mode == "RGB"
+    assert np.array_equal(values, COLOURS)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_sixteen_bit_grey_is_not_white(suffix):
+    mode, values = seen(Image.fromarray(RAMP.astype(np.uint16) * 257), suffix)
+    assert mode == "L"
+    assert np.array_equal(values, RAMP)
+
+
+def test_thirty_two_bit_integers_of_sixteen_bits_keep_their_shades():
+    assert np.array_equal(seen(Image.fromarray(RAMP.astype(np.int32) * 257), "tif")[1], RAMP)
+
+
+@pytest.mark.parametrize("scale", [1, 255])
+def test_floats_from_0_to_1_and_from_0_to_255_keep_their_shades(scale):
+    values = seen(Image.fromarray((RAMP / 255 * scale).astype(np.float32)), "tif")[1]
+    assert np.abs(values - RAMP).max() <= 1
+
+
+def test_floats_beyond_what_can_be_shown_are_clipped():
+    values = np.full((24, 24), 128, np.float32)
+    values[0], values[1] = -5, 300
+    assert [row[0] for row in seen(Image.fromarray(values), "tif")[1][:3]] == [0, 255, 128]
+
+
+def test_black_and_white_image_is_grey():
+    mode, values = seen(Image.fromarray(RAMP > 100), "png")
+    assert mode == "L"
+    assert np.array_equal(values, 255 * (RAMP > 100))
+
+
+@pytest.mark.parametrize("suffix", ["png", "gif", "bmp", "tif"])
+def test_palette_is_looked_up(suffix):
+    image = Image.fromarray(COLOURS).quantize(16)
+    assert np.array_equal(seen(image, suffix)[1], np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize("suffix", ["png", "gif"])
+def test_transparent_entry_of_a_palette_is_white(suffix):
+    image = Image.new("P", (24, 24), 0)
+    image.putpalette([200, 0, 0, 0, 0, 200])
+    image.paste(1, (0, 0, 24, 12))
+    values = seen(image, suffix, transparency=1)[1]
+    assert values[0, 0].tolist() == [255, 255, 255]
+    assert values[23, 0].tolist() == [200, 0, 0]
+
+
+@pytest.mark.parametrize(("mode", "colour"), [("RGBA", (0, 0, 200)), ("LA", (60,))])
+@pytest.mark.parametrize(("alpha", "share"), [(0, 0), (128, 128 / 255), (255, 1)])
+def test_transparency_lets_white_through(mode, colour, alpha, share):
+    values = seen(Image.new(mode, (24, 24), (*colour, alpha)), "png")[1]
+    expected = [255 * (1 - share) + share * value for value in (colour * 3)[:3]]
+    assert values[12, 12].tolist() == pytest.approx(expected, abs=1)
+
+
+def test_colour_marked_as_transparent_is_white():
+    image = Image.new("RGB", (24, 24), (0, 0, 200))
+    image.paste((10, 20, 30), (0, 0, 24, 12))
+    values = seen(image, "png", transparency=(0, 0, 200))[1]
+    assert values[0, 0].tolist() == [10, 20, 30]
+    assert values[23, 0].tolist() == [255, 255, 255]
+
+
+def test_grey_marked_as_transparent_is_white():
+    image = Image.new("L", (24, 24), 0)
+    image.paste(90, (0, 0, 24, 12))
+    values = seen(image, "png", transparency=0)[1]
+    assert (values[0, 0].tolist(), values[23, 0].tolist()) == ([90, 90, 90], [255, 255, 255])
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "tif"])
+def test_printers_colours_are_those_on_paper(suffix):
+    values = seen(Image.new("CMYK", (24, 24), (0, 255, 255, 0)), suffix)[1]
+    assert values[12, 12].tolist() == pytest.approx([255, 0, 0], abs=8)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_photograph_stands_upright_however_the_camera_was_held(orientation):
+    turned = {
+        **{1: None, 2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180},
+        **{4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90},
+        **{7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_270},
+    }[orientation]
+    image, exif = Image.fromarray(COLOURS), Image.Exif()
+    exif[0x0112] = orientation
+    image = image if turned is None else image.transpose(turned)
+    assert np.array_equal(seen(image, "png", exif=exif)[1], COLOURS)
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp", "png", "tif"])
+def test_first_frame_of_an_animation_is_seen(suffix):
+    frames = [Image.new("RGB", (24, 24), colour) for colour in ("red", "lime", "blue")]
+    options = {"lossless": True} if suffix == "webp" else {}
+    values = seen(frames[0], suffix, save_all=True, append_images=frames[1:], **options)[1]
+    assert values.shape == (24, 24, 3)
+    assert values[12, 12].tolist() == [255, 0, 0]
+
+
+def test_decompression_bomb_is_refused_and_named(folder, tmp_path, monkeypatch):
+    Image.new("RGB", (80, 80)).save(folder / "images_train" / "005.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40 * 40)
+    damaged = stored(folder, tmp_path / "pixels.npy")[1]
+    assert damaged["file"].tolist() == ["images_train/005.png"]
+    assert damaged["reason"].str.contains("DecompressionBombError").all()
+
+
+def test_very_long_image_is_not_blown_up(monkeypatch):
+    """Its short side is scaled up to what the network sees; its long side, at that scale, would not fit in memory."""
+    sizes, resize = [], Image.Image.resize
+
+    def note_size(image, size, *args, **kwargs):
+        sizes.append(size)
+        return resize(image, size, *args, **kwargs)
+
+    monkeypatch.setattr(Image.Image, "resize", note_size)
+    assert to_pixels(Image.new("L", (1, 20_000), 7), 64, 1).tolist() == np.full((1, 64, 64), 7).tolist()
+    assert max(width * height for width, height in sizes) < 10**6
+
+
+def test_images_of_many_sizes_are_stored_in_the_order_asked(tmp_path):
+    folder = toys.write_dataset(tmp_path / "toy", train=4, test=1)
+    for number, size in enumerate([(1, 1), (500, 20), (20, 500), (333, 334)]):
+        Image.new("RGB", size, (10 * number, 0, 0)).save(folder / "images_train" / f"00{number}.png")
+    dataset = load_dataset(folder)
+    files = dataset.train["file"][::-1]
+    assert store_pixels(dataset, files, tmp_path / "pixels.npy", 16, "reading").empty
+    pixels = np.load(tmp_path / "pixels.npy")[::-1]
+    assert [int(image[0].max()) for image in pixels[:4]] == [0, 10, 20, 30]
+
+
+# ---- damage
+
+
+def text(path):
+    path.write_text("not an image")
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def truncated(path):
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def broken_chunk(path):
+    content = bytearray(path.read_bytes())
+    content[60] ^= 0xFF
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [text, empty, truncated, broken_chunk])
+def test_image_that_cannot_be_decoded_is_named_and_its_row_is_black(folder, tmp_path, damage):
+    damage(folder / "images_train" / "005.png")
+    pixels, damaged = stored(folder, tmp_path / "pixels.npy")
+    assert damaged["file"].tolist() == ["images_train/005.png"]
+    assert damaged["reason"].str.len().between(5, 120).all()
+    assert [row.max() == 0 for row in pixels] == [number == 5 for number in range(12)]
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "gif", "bmp", "tiff", "webp"])
+@pytest.mark.parametrize("kept", [0.1, 0.5, 0.95])
+def test_truncated_image_of_any_format_is_named(folder, tmp_path, suffix, kept):
+    buffer = io.BytesIO()
+    Image.fromarray(toys.draw(0)).save(buffer, suffix.replace("jpg", "jpeg"))
+    content = buffer.getvalue()
+    (folder / "images_train" / "005.png").write_bytes(content[: int(kept * len(content))])
+    assert stored(folder, tmp_path / "pixels.npy")[1]["file"].tolist() == ["images_train/005.png"]
+
+
+def test_reason_is_short_and_holds_no_path_of_the_machine(folder, tmp_path):
+    (folder / "images_train" / "001.png").unlink()
+    (folder / "images_train" / "002.png").write_bytes(b"")
+    (folder / "images_train" / "003.png").unlink()
+    (folder / "images_train" / "003.png").mkdir()
+    damaged = stored(folder, tmp_path / "pixels.npy")[1]
+    assert damaged["reason"].tolist() == [
+        "no such file or directory",
+        "not an image, or its header is damaged",
+        "is a directory",
+    ]
+
+
+def test_file_that_may_not_be_read_is_named(folder, tmp_path, monkeypatch):
+    opened = Folder.open
+
+    def refuse(source, file):
+        if file.endswith("004.png"):
+            raise PermissionError(13, "Permission denied", str(folder / file))
+        return opened(source, file)
+
+    monkeypatch.setattr(Folder, "open", refuse)
+    damaged = stored(folder, tmp_path / "pixels.npy")[1]
+    assert damaged.to_numpy().tolist() == [["images_train/004.png", "permission denied"]]
+
+
+# What cannot be a file's name anywhere, or hides it; names that are no UTF-8 come as Python reads them from the disk.
+NAMES = st.one_of(
+    st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=40),
+    st.binary(min_size=1, max_size=20).map(os.fsdecode),
+).filter(lambda name: not set(name) & set("/\0") and not name.startswith("."))
+DAMAGES = st.one_of(
+    st.tuples(st.just("flip"), st.lists(st.floats(0, 1, exclude_max=True), min_size=1, max_size=8)),
+    st.tuples(st.just("cut"), st.floats(0, 1, exclude_max=True)),
+    st.tuples(st.just("text"), st.text(max_size=50)),
+    st.tuples(st.just("folder"), st.none()),
+    st.tuples(st.just("no damage"), st.none()),
+)
+FORMATS = ("png", "jpeg", "gif", "bmp", "tiff", "webp")
+GOOD = [f"good{number}.png" for number in range(4)]
+
+
+def write_damaged(path, image: Image.Image, form: str, damage: tuple) -> None:
+    buffer = io.BytesIO()
+    image.save(buffer, form)
+    content, (kind, detail) = bytearray(buffer.getvalue()), damage
+    if kind == "flip":
+        for place in detail:
+            bit = int(place * len(content) * 8)
+            content[bit // 8] ^= 1 << bit % 8
+    elif kind == "cut":
+        content = content[: int(detail * len(content))]
+    elif kind == "text":
+        content = detail.encode()
+    if kind == "folder":
+        path.mkdir()
+    else:
+        path.write_bytes(content)
+
+
+def is_readable(path) -> bool:
+    try:
+        with Image.open(path) as image:
+            image.load()
+    except Exception:
+        return False
+    return True
+
+
+@settings(max_examples=25, deadline=None, derandomize=True, database=None)
+@given(
+    st.dictionaries(
+        NAMES,
+        st.tuples(st.sampled_from(FORMATS), st.sampled_from((".jpg", ".png", ".tif")), DAMAGES),
+        min_size=1,
+        max_size=6,
+    )
+)
+def test_damage_at_random_is_named_and_harms_nothing_else(damages):
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "images"
+        for label, name in enumerate(("猫", "dog")):
+            (folder / name).mkdir(parents=True)
+            for number, file in enumerate(GOOD):
+                Image.fromarray(toys.draw(label, seed=number)).save(folder / name / file)
+        before = rows(folder)
+        for name, (form, suffix, damage) in damages.items():
+            write_damaged(folder / "dog" / f"{name}{suffix}", Image.fromarray(toys.draw(1, seed=9)), form, damage)
+        after = rows(folder)
+        inspection = fomo.inspect(str(folder))
+        assert not [file for file, pixels in before.items() if not np.array_equal(after[file], pixels)]
+        unreadable = {f"dog/{path.name}" for path in (folder / "dog").iterdir() if not is_readable(path)}
+        assert unreadable <= {file for file, pixels in after.items() if isinstance(pixels, str)}
+        assert all(pixels for pixels in after.values() if isinstance(pixels, str))
+        assert unreadable <= set(inspection.images["file"][inspection.images["reason"].notna()])
+
+
+def rows(folder) -> dict[str, np.ndarray | str]:
+    """The pixels of each image of both splits, or why it cannot be read."""
+    dataset = load_dataset(folder)
+    files = pd.concat([dataset.train["file"], dataset.test()["file"]])
+    damaged = store_pixels(dataset, files, folder.with_name("pixels.npy"), 16, "reading")
+    pixels = np.load(folder.with_name("pixels.npy"))
+    return dict(zip(files, pixels, strict=True)) | dict(zip(damaged["file"], damaged["reason"], strict=True))
+
+
+def test_crop_keeps_the_middle_share_of_the_shorter_side():
+    pixels = np.zeros((40, 80), np.uint8)
+    pixels[10:30, 30:50] = 255  # the middle half of the shorter side
+    image = Image.fromarray(pixels)
+    assert to_pixels(image, 20, 1, 0.5).min() > 200
+    whole = to_pixels(image, 40, 1, 1.0)[0]
+    assert np.array_equal(whole, pixels[:, 20:60])

@@ -1,0 +1,296 @@
+import io
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import toys
+from PIL import Image
+
+import fomo
+from fomo.__main__ import main
+from fomo.data.datasets import Folder, load_dataset
+from fomo.data.inspection import digests, leaks, suspects
+
+
+def photograph(seed: int) -> Image.Image:
+    """A smooth picture, as a camera takes it: noise would not survive a JPEG."""
+    blobs = np.random.default_rng(seed).integers(0, 256, (9, 9, 3), dtype=np.uint8)
+    return Image.fromarray(blobs).resize((120, 120), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A data set of photographs in the archive layout, 6 in train and 4 in test, that the test may change."""
+    for split, count in {"train": 6, "test": 4}.items():
+        (tmp_path / "photos" / f"images_{split}").mkdir(parents=True)
+        names = [f"{number}.png" for number in range(count)]
+        for number, name in enumerate(names):
+            photograph(number + 100 * (split == "test")).save(tmp_path / "photos" / f"images_{split}" / name)
+        toys.write_csv(tmp_path / "photos", split, names, [number % 2 for number in range(count)])
+    (tmp_path / "photos" / "classes.txt").write_text("cat\ndog\n")
+    return tmp_path / "photos"
+
+
+def copy(folder, origin: str, target: str) -> None:
+    shutil.copy(folder / f"images_{origin}", folder / f"images_{target}")
+
+
+def found(folder) -> dict[str, int]:
+    """The findings that are not as in a data set without faults."""
+    table = fomo.inspect(str(folder)).findings().set_index("finding")["count"]
+    usual = {"train images": 6, "test images": 4, "classes": 2, "sizes": 1, "modes": 1}
+    return {name: count for name, count in table.items() if count != usual.get(name, 0)}
+
+
+def group(folder, train: list, test: list) -> None:
+    for split, groups in {"train": train, "test": test}.items():
+        pd.read_csv(folder / f"{split}.csv").assign(group=groups).to_csv(folder / f"{split}.csv", index=False)
+
+
+# ---- what is found
+
+
+def test_data_set_without_faults_has_no_findings(folder):
+    assert found(folder) == {}
+    assert fomo.inspect(str(folder)).verdict() == f"{folder}: nothing was found."
+
+
+def test_images_are_counted_by_class_and_split(folder):
+    assert fomo.inspect(str(folder)).counts().to_dict("index") == {
+        "cat": {"train": 3, "test": 2},
+        "dog": {"train": 3, "test": 2},
+    }
+
+
+def test_sizes_and_modes_are_counted(folder):
+    photograph(0).resize((60, 90)).convert("L").save(folder / "images_train" / "0.png")
+    table = fomo.inspect(str(folder)).findings().set_index("finding")
+    assert table.loc["sizes"].tolist() == [2, "60 x 90 to 120 x 120"]
+    assert table.loc["modes"].tolist() == [2, "L, RGB"]
+
+
+def test_twins_within_a_split_are_found(folder):
+    copy(folder, "train/0.png", "train/2.png")
+    copy(folder, "test/1.png", "test/3.png")
+    assert found(folder) == {
+        "train images byte-identical to another": 2,
+        "test images byte-identical to another": 2,
+    }
+
+
+def test_test_image_that_is_in_train_is_found_and_is_in_the_verdict(folder):
+    copy(folder, "train/0.png", "test/2.png")
+    assert found(folder) == {"test images byte-identical to a train image": 1}
+    assert "1 test images are also in train" in fomo.inspect(str(folder)).verdict()
+    assert "on_leak='drop'" in fomo.inspect(str(folder)).verdict()
+
+
+def test_twins_of_two_classes_are_called_out(folder):
+    copy(folder, "train/0.png", "train/1.png")
+    inspection = fomo.inspect(str(folder))
+    assert inspection.conflicts()["file"].tolist() == ["images_train/0.png", "images_train/1.png"]
+    assert found(folder)["identical images with conflicting labels"] == 1
+    assert "1 images occur with conflicting labels" in inspection.verdict()
+
+
+def test_twins_across_the_splits_with_two_labels_conflict(folder):
+    copy(folder, "train/0.png", "test/1.png")
+    assert found(folder)["identical images with conflicting labels"] == 1
+
+
+def test_hidden_labels_conflict_with_nothing(folder):
+    copy(folder, "train/0.png", "test/1.png")
+    toys.write_csv(folder, "test", [f"{number}.png" for number in range(4)], [""] * 4)
+    inspection = fomo.inspect(str(folder))
+    assert inspection.conflicts().empty
+    assert list(inspection.counts().columns) == ["train"]
+    assert inspection.findings().set_index("finding").loc["test images", "details"] == "labels hidden"
+    assert inspection.examples()[1] == ["train\ncat", "test\n?"]
+
+
+@pytest.mark.parametrize("quality", [60, 90])
+def test_same_picture_stored_anew_is_nearly_identical_and_another_is_not(folder, quality):
+    buffer = io.BytesIO()
+    photograph(3).save(buffer, "jpeg", quality=quality)
+    (folder / "images_test" / "2.png").write_bytes(buffer.getvalue())
+    assert found(folder) == {"test images nearly identical to a train image": 1}
+    pairs = fomo.inspect(str(folder)).pairs
+    files = fomo.inspect(str(folder)).images["file"]
+    assert files[pairs.iloc[0]].tolist() == ["images_test/2.png", "images_train/3.png"]
+
+
+def test_same_picture_in_another_size_is_nearly_identical(folder):
+    photograph(3).resize((90, 90), Image.Resampling.LANCZOS).save(folder / "images_test" / "2.png")
+    assert found(folder)["test images nearly identical to a train image"] == 1
+
+
+def test_flat_images_are_not_taken_for_one_another(folder):
+    Image.new("RGB", (120, 120), "black").save(folder / "images_train" / "0.png")
+    Image.new("RGB", (120, 120), "white").save(folder / "images_test" / "0.png")
+    assert found(folder) == {}
+
+
+def test_groups_that_straddle_are_counted_with_their_images(folder):
+    group(folder, ["a", "a", "b", "b", "c", "d"], ["a", "a", "d", "e"])
+    assert found(folder) == {
+        "groups that straddle train and test": 2,
+        "test images of such a group": 3,
+        "train images of such a group": 3,
+    }
+    assert "3 test images are also in train" in fomo.inspect(str(folder)).verdict()
+
+
+def test_unreadable_images_are_named_with_their_reasons(folder):
+    (folder / "images_train" / "1.png").write_bytes(b"text")
+    (folder / "images_test" / "1.png").unlink()
+    table = fomo.inspect(str(folder)).findings().set_index("finding")
+    assert table.loc["unreadable images"].tolist() == [
+        2,
+        "images_train/1.png (not an image, or its header is damaged), images_test/1.png (no such file or directory)",
+    ]
+    assert "2 images cannot be read (on_bad='skip' leaves them out)" in fomo.inspect(str(folder)).verdict()
+
+
+def test_data_set_of_which_nothing_can_be_read_is_inspected(folder):
+    for image in folder.glob("images_*/*.png"):
+        image.write_bytes(b"text")
+    assert found(folder)["unreadable images"] == 10
+
+
+def test_unbalanced_classes_are_in_the_verdict(folder):
+    for number in range(6, 10):
+        copy(folder, f"train/{number - 6}.png", f"train/{number}.png")
+    toys.write_csv(folder, "train", [f"{number}.png" for number in range(10)], [0, 0, *[1] * 8])
+    assert "the classes are unbalanced, 8 to 2" in fomo.inspect(str(folder)).verdict()
+
+
+def test_notes_of_the_data_set_are_in_the_verdict(tmp_path):
+    folder = toys.write_class_folders(tmp_path / "folders", count=5)
+    assert "there is no test split; one image in 5 was cut off" in fomo.inspect(str(folder)).verdict()
+
+
+# ---- examples
+
+
+def test_examples_are_the_pairs_that_should_not_be(folder):
+    copy(folder, "train/0.png", "train/1.png")
+    copy(folder, "train/2.png", "test/0.png")
+    pixels, titles = fomo.inspect(str(folder)).examples()
+    assert pixels.shape == (4, 3, 96, 96)
+    assert titles == ["train\ncat", "train\ndog", "train\ncat", "test\ncat"]
+    assert np.array_equal(pixels[0], pixels[1])
+
+
+def test_examples_of_a_data_set_without_faults_are_some_of_its_images(folder):
+    pixels, titles = fomo.inspect(str(folder)).examples()
+    assert len(pixels) == len(titles) == 6
+
+
+def test_examples_leave_out_what_cannot_be_read(folder):
+    (folder / "images_train" / "0.png").write_bytes(b"text")
+    assert len(fomo.inspect(str(folder)).examples()[0]) == 5
+
+
+# ---- the store
+
+
+def test_second_inspection_opens_no_image(folder, monkeypatch):
+    copy(folder, "train/0.png", "test/1.png")
+    (folder / "images_train" / "5.png").write_bytes(b"text")
+    first = fomo.inspect(str(folder))
+    for method in ("open", "content"):
+        monkeypatch.setattr(Folder, method, lambda *_: pytest.fail("an image was opened"))
+    second = fomo.inspect(str(folder))
+    pd.testing.assert_frame_equal(second.findings(), first.findings())
+    pd.testing.assert_frame_equal(second.conflicts(), first.conflicts(), check_dtype=False)
+    assert second.verdict() == first.verdict()
+
+
+def test_changed_image_is_looked_at_again(folder):
+    assert found(folder) == {}
+    (folder / "images_test" / "1.png").write_bytes(b"text")
+    assert found(folder) == {"unreadable images": 1}
+
+
+# ---- leaks
+
+
+def test_leaks_are_the_train_images_that_a_test_image_shows(folder):
+    copy(folder, "train/0.png", "test/2.png")
+    group(folder, list("abcdef"), list("bxyz"))
+    table = leaks(digests(load_dataset(folder)))
+    assert table.to_numpy().tolist() == [
+        ["images_train/0.png", "byte-identical to an image of test"],
+        ["images_train/1.png", "of a group that is also in test"],
+    ]
+
+
+def test_images_that_are_missing_are_no_leak(folder):
+    (folder / "images_train" / "0.png").unlink()
+    (folder / "images_test" / "0.png").unlink()
+    assert leaks(digests(load_dataset(folder))).empty
+
+
+# ---- suspects
+
+
+def clusters(count=60):
+    rng = np.random.default_rng(0)
+    labels = np.arange(count) % 3
+    return np.eye(3)[labels] * 5 + rng.normal(0, 0.3, (count, 3)), labels
+
+
+def test_planted_mislabels_are_found_and_nothing_else():
+    features, labels = clusters()
+    given = labels.copy()
+    given[[4, 17, 30]] = [2, 0, 1]
+    table = suspects(features, given)
+    assert sorted(table["row"]) == [4, 17, 30]
+    assert table.set_index("row").loc[[4, 17, 30], "suggested"].tolist() == labels[[4, 17, 30]].tolist()
+    assert table["share"].is_monotonic_decreasing
+
+
+def test_clean_labels_have_no_suspects():
+    assert suspects(*clusters()).empty
+
+
+def test_image_does_not_vouch_for_its_own_label_beside_its_copies():
+    features, labels = clusters()
+    features[:30:3] = features[0]
+    labels = labels.copy()
+    labels[0] = 1
+    assert suspects(features, labels)["row"].tolist() == [0]
+
+
+@pytest.mark.parametrize("count", [3, 10, 11])
+def test_few_images_have_suspects_or_none_but_no_error(count):
+    assert suspects(*clusters(count)).empty
+
+
+# ---- the command
+
+
+def test_command_prints_counts_findings_and_the_verdict(folder, capsys):
+    copy(folder, "train/0.png", "test/2.png")
+    assert main(["inspect", str(folder)]) == 0
+    counts, findings, verdict = capsys.readouterr().out.strip().split("\n\n")
+    assert [line.split() for line in counts.splitlines()[-2:]] == [["cat", "3", "2"], ["dog", "3", "2"]]
+    assert "test images byte-identical to a train image" in findings
+    assert verdict.startswith(f"{folder}: 1 test images are also in train")
+    assert len(verdict.splitlines()) == 1
+
+
+def test_command_names_a_path_that_does_not_exist(tmp_path, capsys):
+    assert main(["inspect", str(tmp_path / "flwers")]) == 2
+    message = capsys.readouterr().err
+    assert "flwers" in message
+    assert "free some space" not in message
+
+
+@pytest.mark.parametrize("name", ["изображение", "写真", "a, b\nc", "'quoted\"", "\u202egnp", "\udcff\udcfe"])
+def test_command_prints_names_in_any_script(tmp_path, capsys, name):
+    folder = toys.write_class_folders(tmp_path / "folders", count=4)
+    (folder / "top" / f"{name}.png").write_bytes(b"text")
+    assert main(["inspect", str(folder)]) == 0
+    assert "1 images cannot be read" in capsys.readouterr().out

@@ -1,0 +1,260 @@
+import runpy
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from fomo.__main__ import main
+from fomo.config import make_config
+from fomo.data.batches import ImageBatches
+from fomo.evidence import bench, bench_pipeline, bench_table
+from fomo.evidence.bench_memory import memory, peak
+from fomo.evidence.bench_pipeline import OneByOne, compare, contestants, finish, pipeline, search_one_by_one
+from fomo.networks.heads import HEADS
+from fomo.results import costs
+from fomo.storage import new_array, read_json, read_table, release, write_json
+
+
+@pytest.fixture
+def big(tmp_path) -> np.ndarray:
+    """80 MB of stored pixels as a memory map: 2000 images."""
+    with new_array(tmp_path / "pixels.npy", (2000, 1, 200, 200), np.uint8) as store:
+        store[:] = 7
+        release(store)
+    return np.load(tmp_path / "pixels.npy", mmap_mode="r")
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    """A folder in place of data/results, with the costs of two data sets."""
+    monkeypatch.setattr(bench_table, "RESULTS", tmp_path / "results")
+    for name, seconds in {"flowers": 30.0, "skin_cancer": 60.0}.items():
+        folder = tmp_path / "results" / name
+        folder.mkdir(parents=True)
+        table = pd.DataFrame({"stage": list(bench_table.STAGES), "seconds": seconds})
+        table.loc[table["stage"] == "4_best_finetuning", "seconds"] = 600.0
+        table.to_csv(folder / "costs.csv", index=False)
+        gpu = {"gpu": "fast one"} if name == "skin_cancer" else {}
+        write_json(folder / "machine.json", {"processor": "slow one"} | gpu)
+    return tmp_path / "results"
+
+
+@pytest.fixture
+def counted(kept, monkeypatch) -> list[str]:
+    """The measurements in place of which numbers are given: each adds its name here when it is made."""
+    made = []
+
+    def stand_in(module, name: str, result) -> None:
+        monkeypatch.setattr(module, name, lambda *_: made.append(name) or result)
+
+    rates = [("store, augmented", 300.0), ("files, augmented", 200.0), ("training, bare", 60.0)]
+    stand_in(bench, "loading", pd.DataFrame(rates, columns=["what", "images/s"]))
+    rates = [("feature extraction", 95.0), ("forward passes, bare", 100.0)]
+    stand_in(bench, "extraction", pd.DataFrame(rates, columns=["what", "images/s"]))
+    heads = {"what": ["the 37 heads"], "bank, s": [2.0], "one by one, s": [8.0], "ratio": [4.0]}
+    heads |= {"one by one, one thread, s": [6.0], "ratio, one thread": [3.0], "share of product rate": [0.4]}
+    stand_in(bench, "heads", pd.DataFrame(heads))
+    grown = {"memory": ["private"], "images": [10], "more": [100], "MB": [200.0], "MB at more": [220.0], "ratio": [1.1]}
+    stand_in(bench_table, "memory", pd.DataFrame(grown))
+    stand_in(bench_table, "pipeline", [bench.row("whole pipeline", 2.0, 20.0, "min", 10.0, "times as fast")])
+    return made
+
+
+# ---- rates
+
+
+@pytest.fixture
+def once(monkeypatch):
+    """Everything is timed once, after the round that does not count."""
+    monkeypatch.setattr(bench, "REPEATS", 1)
+    monkeypatch.setattr(bench, "BATCHES", 2)
+
+
+def test_loading_is_told_as_rates_and_as_shares_of_training(copied, once):
+    table = bench.loading(copied)
+    assert table["what"].tolist() == ["store, augmented", "files, augmented", "training, bare"]
+    assert table["share of training"].tolist() == pytest.approx((table["images/s"][2] / table["images/s"]).tolist())
+
+
+def test_extraction_is_told_as_a_share_of_the_bare_passes_and_leaves_nothing(copied, once):
+    before = sorted(copied.folder.iterdir())
+    table = bench.extraction(copied)
+    assert table["what"].tolist() == ["feature extraction", "forward passes, bare"]
+    rates = table["images/s"]
+    assert table["share of bare passes"].tolist() == pytest.approx([rates[0] / rates[1], 1])
+    assert sorted(copied.folder.iterdir()) == before
+
+
+def test_heads_in_a_bank_are_timed_beside_the_same_heads_one_after_another(once):
+    table = bench.heads(images=20, features=4, classes=3, batch_size=10).set_index("what")
+    assert table.index.tolist() == ["the 37 heads", "30 trials of 32 ReLU x2", "30 trials of 256 ReLU x2"]
+    one_by_one = table[["one by one, s", "one by one, one thread, s"]].div(table["bank, s"], axis=0)
+    assert np.allclose(table[["ratio", "ratio, one thread"]], one_by_one)
+    assert (table > 0).all(axis=None)
+
+
+# ---- memory
+
+
+def test_peak_tells_what_is_held_for_a_moment():
+    before = peak(list)
+    held = peak(lambda: torch.ones(100_000_000).sum())  # 400 MB, of which earlier tests may have left some
+    assert held["private"] - before["private"] > 200
+    assert held["resident"] - before["resident"] > 200
+
+
+def test_pages_of_a_file_are_resident_but_not_private_until_they_are_released(big):
+    before, read = peak(list), peak(lambda: big.sum())
+    assert read["resident"] - before["resident"] > 60
+    assert read["private"] - before["private"] < 20
+    release(big)
+    assert peak(list)["resident"] - before["resident"] < 20
+    assert (big[[0, 1999]] == 7).all()
+
+
+def test_what_is_not_a_memory_map_cannot_be_released(big):
+    for array in (np.ones(3), np.array(big[:2]), big[5:7]):
+        release(array)
+        assert (array == array.ravel()[0]).all()
+
+
+def test_batches_leave_no_image_in_memory(big):
+    batches = ImageBatches(big, range(len(big)), [0] * len(big), (0.5,) * 3, (0.5,) * 3)
+
+    def read_all() -> None:
+        for start in range(0, len(big), 20):
+            batches[list(range(start, start + 20))]
+
+    peak(batches.__getitem__, list(range(20)))
+    assert peak(read_all)["resident"] - peak(list)["resident"] < 40
+
+
+def test_memory_is_measured_in_processes_of_their_own(monkeypatch, capsys):
+    """Here what they would run runs in this process, one after another."""
+    started = []
+
+    def run(command, env, **_):
+        started.append(command[:3])
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "argv", command[2:])
+            for name in ("FOMO_RUNS", "FOMO_FRESH"):
+                patch.setenv(name, env[name])
+            capsys.readouterr()
+            sys.modules.pop(command[2])
+            runpy.run_module(command[2], run_name="__main__")
+        return SimpleNamespace(stdout=capsys.readouterr().out)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    table = memory(20, 2, 32).set_index("memory")
+    assert started == [[sys.executable, "-m", "fomo.evidence.bench_memory"]] * 2
+    assert table["images"].tolist() == [20, 20]
+    assert table["more"].tolist() == [40, 40]
+    assert (table[["MB", "MB at more"]] > 50).all(axis=None)
+    assert table["ratio"].tolist() == pytest.approx((table["MB at more"] / table["MB"]).tolist())
+
+
+# ---- the pipeline
+
+
+def test_both_pipelines_have_one_backbone_and_size_and_the_reports_its_own_procedure():
+    ours, reports = contestants(48)
+    size = {"backbone": "tf_efficientnet_lite0", "image_size": 48}
+    assert reports.config == make_config("fashion_sample", "report", head_seeds=1, **size)
+    assert (reports.config.trials, reports.config.trial_share, reports.config.head_batch) == (30, 1.0, 1)
+    assert (ours.config.backbone, ours.config.image_size) == (reports.config.backbone, reports.config.image_size)
+    assert ours.folder != reports.folder != contestants(64)[1].folder
+
+
+def test_pipelines_are_compared_at_each_size(monkeypatch):
+    monkeypatch.setattr(bench_pipeline, "finish", lambda run: run)
+    monkeypatch.setattr(bench_pipeline, "compare", lambda *runs: runs)
+    runs = pipeline()
+    assert [run.config.image_size for run in runs] == [64, 64, 128, 128]
+    assert [run.preset for run in runs] == ["best", "report"] * 2
+
+
+def test_stage_that_was_cut_off_is_computed_anew_and_the_others_are_not(copied):
+    before = costs(copied).set_index("stage")["seconds"]
+    record = copied.folder / "8_head" / "stage.json"
+    write_json(record, {"config": read_json(record)["config"], "done": False})
+    (record.parent / "checkpoint.pt").write_bytes(b"half")
+    finish(copied)
+    assert read_json(record)["done"]
+    assert not read_json(record)["resumed"]
+    assert costs(copied).set_index("stage")["seconds"].drop("8_head").equals(before.drop("8_head"))
+
+
+def test_candidates_one_by_one_are_the_37():
+    torch.manual_seed(0)
+    candidates = OneByOne(8, 3).eval()
+    features = torch.randn(5, 8)
+    logits = candidates(features)
+    assert logits.shape == (len(HEADS), 5, 3)
+    assert all(torch.equal(one(features), row) for one, row in zip(candidates.networks, logits, strict=True))
+
+
+def test_search_one_by_one_is_kept_with_the_run(copied):
+    seconds = search_one_by_one(copied)
+    assert set(seconds) == {"DARTS", "alone"}
+    assert min(seconds.values()) > 0
+    assert search_one_by_one(copied) == seconds
+
+
+def test_reports_head_search_counts_as_a_loop(copied):
+    write_json(copied.folder / "one_by_one.json", {"DARTS": 3000.0, "alone": 600.0})
+    seconds = costs(copied).set_index("stage")["seconds"]
+    time, f1 = compare(copied, copied)
+    assert time["ours"] == pytest.approx(seconds.sum() / 60)
+    assert time["other"] == pytest.approx(60 + seconds.drop("6_darts").sum() / 60)
+    assert time["ratio"] == pytest.approx(time["other"] / time["ours"])
+    assert 0 <= f1["ours"] == f1["other"] <= 1
+    assert f1["note"].count("[") == 2
+
+
+# ---- the table
+
+
+def test_table_has_a_row_for_each_comparison_and_its_ratio(counted, kept):
+    text = bench_table.gather()
+    table = read_table(kept / "bench.csv").set_index("what")
+    assert table["ratio"].tolist() == pytest.approx([1.5, 5.0, 0.95, 4.0, 3.0, 1.1, 4 / 21, 4 / 11, 10.0])
+    assert list(table["part"].unique()) == ["images", "heads", "memory", "search", "pipeline"]
+    own = table[table["part"] != "search"]
+    assert own["measured_on"].str.contains("threads").all()
+    assert table.loc[table["part"] == "search", "measured_on"].tolist() == ["slow one", "fast one"]
+    assert list(read_table(kept / "bench.csv").columns)[-1] == "measured_on"
+    assert all(what in text for what in table.index)
+    assert read_json(kept / "bench_machine.json")["cores"] >= 1
+
+
+def test_where_the_time_goes_is_told_and_drawn(counted, tmp_path):
+    text = bench_table.gather()
+    table = bench_table.costs().set_index("data set")
+    columns = ["final training", "all of training", "all of search", "all"]
+    assert table.loc["flowers", columns].tolist() == [10.0, 10.5, 2.0, 15.5]
+    assert table["search / training"].tolist() == pytest.approx([4 / 21, 4 / 11])
+    assert "final training" in text
+    assert (tmp_path / "figures" / "bench.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_takes_the_longest_is_not_measured_again_unless_asked(counted, monkeypatch):
+    bench_table.gather()
+    assert counted == ["loading", "extraction", "heads", "memory", "pipeline"]
+    counted.clear()
+    bench_table.gather()
+    assert counted == ["loading", "extraction", "heads", "memory"]
+    monkeypatch.setenv("FOMO_FRESH", "1")
+    bench_table.gather()
+    assert counted[4:] == ["loading", "extraction", "heads", "memory", "pipeline"]
+    assert len(bench_table.stored()) == 9
+
+
+def test_of_another_data_set_the_images_are_timed_and_nothing_is_stored(counted, kept, dataset, capsys):
+    assert main(["bench", "--dataset", str(dataset), "--image-size", "32"]) == 0
+    assert counted == ["loading", "extraction"]
+    assert "feature extraction, against bare forward passes, 32 px" in capsys.readouterr().out
+    assert not (kept / "bench.csv").exists()

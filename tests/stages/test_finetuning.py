@@ -1,0 +1,277 @@
+import pickle
+import shutil
+from functools import partial
+
+import pandas as pd
+import pytest
+import torch
+import toys
+
+import fomo
+from fomo.config import UserError
+from fomo.data.batches import ImageBatches
+from fomo.stages import finetuning
+from fomo.stages.finetuning import FINETUNING_FIRST, finetuning_trial, race, untrained
+from fomo.training.loop import DivergedError
+
+LOSSES = ["train_loss", "validation_loss", "validation_accuracy"]
+BATCHES = 15  # of the toy run's epoch: 48 images to train with and 12 to validate with, 4 at a time
+
+
+@pytest.fixture(scope="module")
+def raced(dataset, tmp_path_factory):
+    """The toy run up to the race, for reading only; and where it lies."""
+    root = tmp_path_factory.mktemp("raced")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FOMO_RUNS", str(root))
+        run = toys.tiny_run(dataset)
+        race(run)
+        return run, root
+
+
+@pytest.fixture
+def before_the_race(raced, dataset, tmp_path):
+    """A copy of the run with its study done, whose race is still to come."""
+    shutil.copytree(raced[1], tmp_path / "runs")
+    run = toys.tiny_run(dataset)
+    shutil.rmtree(run.folder / "4_best_finetuning")
+    return run
+
+
+@pytest.fixture
+def batches(monkeypatch):
+    """Counts the batches that are drawn; at the number `batches["stop"]`, as if someone had pressed Ctrl-C."""
+    drawn, get = {"count": 0, "stop": None}, ImageBatches.__getitem__
+
+    def counted(self, numbers):
+        if drawn["count"] == drawn["stop"]:
+            raise KeyboardInterrupt
+        drawn["count"] += 1
+        return get(self, numbers)
+
+    monkeypatch.setattr(ImageBatches, "__getitem__", counted)
+    return drawn
+
+
+def edit_trials(run, trial, **values):
+    """Writes other values into a row of the study's table."""
+    path = run.folder / "3_bayesian_optimization" / "trials.csv"
+    table = pd.read_csv(path).set_index("trial", drop=False)
+    for name, value in values.items():
+        table.loc[trial, name] = value
+    table.to_csv(path, index=False)
+
+
+def weights(run):
+    return torch.load(run.folder / "4_best_finetuning" / "weights.pt", weights_only=True)
+
+
+def assert_same_race(run, other):
+    """The same winner, the same bytes in its tables, the same weights; and nothing left over."""
+    folder, expected = (one.folder / "4_best_finetuning" for one in (run, other))
+    assert {path.name for path in folder.iterdir()} == {path.name for path in expected.iterdir()}
+    for name in ("race.csv", "history.csv"):
+        assert (folder / name).read_bytes() == (expected / name).read_bytes()
+    assert all(torch.equal(value, weights(other)[name]) for name, value in weights(run).items())
+
+
+# ---- the study
+
+
+def test_first_finetuning_is_the_studys_first_trial(raced):
+    run, _ = raced
+    trial = fomo.optimize_finetuning(run).trials.iloc[0]
+    trained = fomo.finetune(run)
+    assert trained.history.iloc[0][LOSSES].tolist() == trial[LOSSES].tolist()
+    assert trained.configuration == FINETUNING_FIRST
+
+
+def test_trials_report_their_training_loss_at_each_quarter(raced):
+    table = fomo.optimize_finetuning(raced[0]).trials
+    assert table[["after_0.25", "after_0.5", "after_0.75"]].notna().all(axis=None)
+    assert table["objective"].tolist() == table["validation_loss"].tolist()
+
+
+def test_trials_on_worker_processes_make_the_same_table(raced, before_the_race, processes):
+    expected = fomo.optimize_finetuning(raced[0]).trials
+    shutil.rmtree(before_the_race.folder / "3_bayesian_optimization")
+    table = fomo.optimize_finetuning(before_the_race, processes).trials
+    pd.testing.assert_frame_equal(table.drop(columns="seconds"), expected.drop(columns="seconds"), check_exact=True)
+
+
+def test_objective_can_be_sent_to_a_worker(raced):
+    objective = pickle.loads(pickle.dumps(partial(finetuning_trial, raced[0])))
+    assert objective.args[0].config == raced[0].config
+    assert objective.args[0].folder == raced[0].folder
+
+
+def test_trial_that_takes_too_long_is_ended(dataset):
+    run = toys.tiny_run(dataset, **toys.SHORT, trial_seconds=1e-3)
+    with pytest.raises(UserError, match="1 timed out"):
+        fomo.optimize_finetuning(run)
+
+
+def test_finetuning_that_diverges_says_so(tmp_path, monkeypatch):
+    monkeypatch.setitem(FINETUNING_FIRST, "lr", 1e38)
+    folder = toys.write_dataset(tmp_path / "own", train=5, test=2)
+    with pytest.raises(DivergedError, match="a smaller learning rate may help"):
+        fomo.finetune(toys.tiny_run(folder))
+
+
+# ---- the race
+
+
+def test_race_is_between_the_best_trials_and_the_lowest_validation_loss_wins(raced):
+    run, _ = raced
+    study, table = fomo.optimize_finetuning(run), race(run)
+    assert run.config.finalists == 2 < len(study.trials)
+    assert set(table["trial"]) == set(study.top(2)["trial"])
+    assert table["validation_loss"].is_monotonic_increasing
+    assert table["objective"].tolist() == table["validation_loss"].tolist()
+    winner = fomo.finetune_best(run)
+    assert winner.configuration == study.configuration(table["trial"].iloc[0])
+    assert winner.kept[LOSSES].tolist() == table.iloc[0][LOSSES].tolist()
+    assert len(winner.history) == 3
+
+
+def test_racer_begins_as_its_trial_did(raced):
+    run, _ = raced
+    study, winner = fomo.optimize_finetuning(run), fomo.finetune_best(run)
+    trial = study.trials.set_index("trial").loc[race(run)["trial"].iloc[0]]
+    assert winner.history.iloc[0][LOSSES].tolist() == trial[LOSSES].tolist()
+
+
+def test_stages_before_the_winners_layer_keep_their_first_weights(raced):
+    run, _ = raced
+    winner = fomo.finetune_best(run)
+    start = untrained(run, fomo.preprocess(run)).backbone
+    fixed = winner.configuration["layer"] - 1
+    for number, (stage, first) in enumerate(zip(winner.model.backbone.stages, start.stages, strict=True)):
+        layers = [[w for module in modules for w in module.parameters(recurse=False)] for modules in (stage, first)]
+        assert all(map(torch.equal, *layers)) == (number < fixed)
+
+
+def test_the_winner_is_the_same_whichever_trial_the_study_found_better(raced, before_the_race):
+    """What the trials had come to after one epoch has no say among the finalists."""
+    first, second = fomo.optimize_finetuning(raced[0]).top(2)[["trial", "objective"]].itertuples(index=False)
+    edit_trials(before_the_race, first.trial, objective=second.objective)
+    edit_trials(before_the_race, second.trial, objective=first.objective)
+    race(before_the_race)
+    assert_same_race(before_the_race, raced[0])
+
+
+@pytest.mark.parametrize("stop", [20, 45, 89])
+def test_race_that_was_killed_comes_to_the_same_end(raced, before_the_race, batches, stop):
+    batches["stop"] = stop
+    with pytest.raises(KeyboardInterrupt):
+        race(before_the_race)
+    batches |= {"stop": None, "count": 0}
+    race(before_the_race)
+    assert batches["count"] == 2 * 3 * BATCHES - stop + stop % BATCHES  # only the epoch that was cut is computed again
+    assert_same_race(before_the_race, raced[0])
+
+
+def test_race_as_cheap_as_trials_trains_only_the_winner_in_full(before_the_race, dataset, monkeypatch):
+    seen, fit = [], finetuning.fit_images
+
+    def watched(run, data, classifier, configuration, epochs, **options):
+        seen.append((configuration["lr"], epochs, options.get("share", 1), options.get("side", 0)))
+        return fit(run, data, classifier, configuration, epochs, **options)
+
+    monkeypatch.setattr(finetuning, "fit_images", watched)
+    run = toys.tiny_run(dataset, race_epochs=2, keep="accuracy")
+    assert run.folder == before_the_race.folder
+    study, table, winner = fomo.optimize_finetuning(run), race(run), fomo.finetune_best(run)
+    rates = [study.configuration(trial)["lr"] for trial in study.top(2)["trial"]]
+    assert seen == [(rates[0], 2, 1.0, 0), (rates[1], 2, 1.0, 0), (winner.configuration["lr"], 3, 1, 0)]
+    assert table["objective"].is_monotonic_increasing
+    assert table["objective"].tolist() == (1 - table["validation_accuracy"]).tolist()
+    assert winner.configuration == study.configuration(table["trial"].iloc[0])
+    assert winner.kept["validation_accuracy"] == winner.history["validation_accuracy"].max()
+
+
+@pytest.mark.parametrize("stop", [20, 40])
+def test_cheap_race_that_was_killed_comes_to_the_same_end(before_the_race, dataset, batches, stop):
+    run = toys.tiny_run(dataset, race_epochs=1)
+    batches["stop"] = stop
+    with pytest.raises(KeyboardInterrupt):
+        race(run)
+    batches |= {"stop": None, "count": 0}
+    race(run)
+    assert batches["count"] == (2 + 3) * BATCHES - stop + stop % BATCHES
+
+
+def test_race_that_was_run_is_not_run_again(raced, batches):
+    batches["stop"] = 0
+    assert race(raced[0])["trial"].iloc[0] == race(raced[0])["trial"].iloc[0]
+    fomo.finetune_best(raced[0])
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_finalist_that_diverges_is_left_out(before_the_race, order):
+    diverging, other = fomo.optimize_finetuning(before_the_race).top(2)["trial"][::order]
+    edit_trials(before_the_race, diverging, lr=1e38)
+    assert race(before_the_race)["trial"].tolist() == [other]
+    winner = fomo.finetune_best(before_the_race)
+    assert winner.configuration == fomo.optimize_finetuning(before_the_race).configuration(other)
+    assert winner.kept[LOSSES].tolist() == race(before_the_race).iloc[0][LOSSES].tolist()
+
+
+def test_race_whose_finalists_all_diverge_says_so(before_the_race):
+    for trial in fomo.optimize_finetuning(before_the_race).top(2)["trial"]:
+        edit_trials(before_the_race, trial, lr=1e38)
+    with pytest.raises(DivergedError, match="a smaller learning rate may help"):
+        race(before_the_race)
+
+
+def test_single_finalist_is_the_best_trial_trained_in_full(before_the_race, dataset):
+    run = toys.tiny_run(dataset, finalists=1)
+    assert run.folder == before_the_race.folder
+    study, winner = fomo.optimize_finetuning(run), fomo.finetune_best(run)
+    assert race(run)["trial"].tolist() == [study.best["trial"]]
+    assert winner.configuration == study.configuration(study.best["trial"])
+    assert winner.history.iloc[0][LOSSES].tolist() == study.best[LOSSES].tolist()
+    assert len(winner.history) == 3
+
+
+def test_more_finalists_than_trials_are_all_trials_and_of_equals_the_first_wins(before_the_race, dataset, monkeypatch):
+    """With made-up losses, and weights that tell whose they are."""
+    losses = iter([3.0, 1.0, 1.0])
+
+    def trained(run, data, classifier, configuration, epochs, **options):
+        torch.nn.init.constant_(classifier.head[-1].bias, configuration["lr"])
+        history = pd.DataFrame([{"epoch": 1, "model": 0} | dict.fromkeys(LOSSES, next(losses))])
+        history.attrs["seconds"] = 1.0
+        return history
+
+    monkeypatch.setattr(finetuning, "fit_images", trained)
+    run = toys.tiny_run(dataset, finalists=9)
+    assert run.folder == before_the_race.folder
+    best, second, third = fomo.optimize_finetuning(run).top(9)["trial"]
+    assert race(run)["trial"].tolist() == [second, third, best]
+    winner = fomo.finetune_best(run)
+    assert winner.configuration == fomo.optimize_finetuning(run).configuration(second)
+    assert winner.model.head[-1].bias.tolist() == pytest.approx([winner.configuration["lr"]] * 3)
+
+
+def test_trials_are_as_cheap_as_asked_and_the_winner_is_trained_in_full(dataset, monkeypatch):
+    seen, fit = [], finetuning.fit
+
+    def watched(classifier, optimizer, train, validation, epochs, **options):
+        sides = {next(iter(batches))[0].shape[-1] for batches in (train, validation)}
+        seen.append((len(train.dataset), len(validation.dataset), sides, options["averaging"], options["schedule"]))
+        return fit(classifier, optimizer, train, validation, epochs, **options)
+
+    monkeypatch.setattr(finetuning, "fit", watched)
+    settings = {"trial_share": 0.5, "trial_size": 16, "averaging": 0.5, "schedule": "cosine", "finalists": 1}
+    run = toys.tiny_run(dataset, **settings | {"trials": 2})
+    fomo.optimize_finetuning(run)
+    assert seen == [(24, 12, {16}, 0.5, "cosine")] * 2  # there are fewer validation images than a trial is judged by
+    fomo.finetune_best(run)
+    assert seen[2:] == [(48, 12, {32}, 0.5, "cosine")]
+
+
+@pytest.mark.parametrize("stage", [fomo.finetune, fomo.optimize_finetuning])
+def test_image_size_that_the_backbone_is_not_made_for_is_refused_before_training(dataset, stage):
+    with pytest.raises(UserError, match="'test_vit' is not made for images of 36 pixels"):
+        stage(toys.tiny_run(dataset, backbone="test_vit", image_size=36))
