@@ -2,6 +2,8 @@
 
 import tempfile
 import time
+from collections.abc import Iterable
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from fomo.stages import selection
 from fomo.stages.common import seeded
 from fomo.stages.head_search import feature_loaders, sample_features, search_head
 from fomo.training.darts import search
-from fomo.training.halving import rungs
+from fomo.training.halving import halve, rungs
 from fomo.training.loop import DivergedError, fit, make_optimizer
 
 WIDTHS = (32, 64, 128, 256, 512, 1024)
@@ -111,36 +113,25 @@ def train_each(
     networks: list[nn.Module],
     train: DataLoader,
     validation: DataLoader,
+    places: Iterable[int],
     epochs: int,
+    seed: int,
     *,
     lr: float,
-    seed: int,
     device: torch.device,
 ) -> np.ndarray:
-    """Trains heads in place, one after another: the validation accuracy of each at its epoch of lowest validation loss;
-    0 where it diverges."""
+    """Trains the heads at these places in place, one after another: the validation accuracy of each at its epoch of
+    lowest validation loss; 0 where it diverges."""
     scores = []
-    for network in networks:
-        optimizer = make_optimizer(network, "adam", lr, 0.0)
-        options = {"seed": seed, "device": device, "description": f"head {len(scores) + 1} of {len(networks)}"}
+    for place in places:
+        optimizer = make_optimizer(networks[place], "adam", lr, 0.0)
+        options = {"seed": seed, "device": device, "description": f"head {place + 1} of {len(networks)}"}
         try:
-            curves = fit(network, optimizer, train, validation, epochs, **options)
+            curves = fit(networks[place], optimizer, train, validation, epochs, **options)
             scores.append(curves.loc[curves["validation_loss"].idxmin(), "validation_accuracy"])
         except DivergedError:
             scores.append(0.0)
     return np.array(scores)
-
-
-def halve(networks: list[nn.Module], *loaders: DataLoader, epochs: int, seed: int, **options) -> np.ndarray:
-    """A score for each head by successive halving: how many halvings it survived, plus its accuracy when it was last
-    trained (`training.halving` does so in a bank)."""
-    alive, scores = np.arange(len(networks)), np.zeros(len(networks))
-    for number, length in enumerate(rungs(epochs)):
-        racing = [networks[place] for place in alive]
-        accuracy = train_each(racing, *loaders, length, seed=100 * seed + number, **options)
-        scores[alive] = number + accuracy
-        alive = np.sort(alive[np.argsort(-accuracy, kind="stable")[: -(-len(alive) // 2)]])
-    return scores
 
 
 def contest(
@@ -174,12 +165,16 @@ def contest(
         history = search(supernet, train, shuffled, darts_epochs, **rates, **options)
         rows = [{"method": "DARTS", "head": supernet.derive(), "tried": 1, "seconds": history.attrs["seconds"]}]
         halved = sum(length / 2**number for number, length in enumerate(rungs(epochs)))
-        for method, run, shares in (("random search", train_each, epochs), ("successive halving", halve, halved)):
+        for method, shares in (("random search", epochs), ("successive halving", halved)):
             heads, start = [], time.perf_counter()
             while not heads or shares * sum(head.multiply_adds(features, classes) for head in heads) < budget:
                 heads.append(random_head(rng))
             networks = [head.build(features, classes).to(device) for head in heads]
-            scores = run(networks, train, validation, epochs=epochs, lr=lr, **options)
+            train_on = partial(train_each, networks, train, validation, lr=lr, device=device)
+            if method == "random search":
+                scores = train_on(range(len(heads)), epochs, seed)
+            else:
+                scores = halve(len(heads), train_on, epochs, seed)
             seconds = time.perf_counter() - start
             rows.append({"method": method, "head": heads[scores.argmax()], "tried": len(heads), "seconds": seconds})
     return pd.DataFrame(rows).assign(seed=seed)
@@ -192,18 +187,20 @@ def search_layered(run: Run) -> pd.DataFrame:
     config, features = run.config, sample_features(run)
     seeds = range(config.seed, config.seed + config.head_seeds)
     loaders, sizes = feature_loaders(run, features), (features.train.shape[1], len(features.classes))
-    alone = {"epochs": config.alone_epochs, "lr": config.alone_lr, "device": run.device}
+    epochs, alone = config.alone_epochs, {"lr": config.alone_lr, "device": run.device}
     rates = {"weight_lr": config.weight_lr, "alpha_lr": config.alpha_lr, "darts_epochs": config.darts_epochs}
     found = []
     for seed in seeds:
         with tempfile.TemporaryDirectory() as folder:
-            options = {"seed": seed, "checkpoint": Path(folder) / "layered.pt"}
+            options = {"seed": seed, "epochs": epochs, "checkpoint": Path(folder) / "layered.pt"}
             found.append(contest(*loaders, *sizes, **alone, **rates, **options))
     table = pd.concat(found, ignore_index=True)
     chosen = next(head for head in HEADS if head.name == search_head(run).choice["chosen"])
     heads = [*table.pop("head"), chosen, LINEAR]
     table = pd.concat([table, pd.DataFrame({"method": ["one of the 37", "linear"]})], ignore_index=True)
     build = lambda: [head.build(*sizes).to(run.device) for head in heads]  # noqa: E731
-    accuracy = pd.DataFrame([train_each(seeded(seed, build), *loaders, seed=seed, **alone) for seed in seeds])
+    places = range(len(heads))
+    accuracy = [train_each(seeded(seed, build), *loaders, places, epochs, seed, **alone) for seed in seeds]
+    accuracy = pd.DataFrame(accuracy)
     means = accuracy.mean().round(selection.ROUNDED)
     return table.assign(name=[head.name for head in heads], accuracy=means, std=accuracy.std())
