@@ -1,24 +1,22 @@
-"""What the tests share: folders of their own, the toy data set, and one finished run on it."""
+"""What the tests share: folders of their own, the toy data set, and one finished run on it.
+
+What takes seconds to import is imported by the fixtures: where several processes test, the first one runs none.
+"""
 
 import multiprocessing
 import os
 import shutil
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import matplotlib
-import matplotlib.pyplot as plt
 import pytest
-import torch
-import toys
 
-from fomo.artifacts import Run
-from fomo.networks.backbones import load_backbone
-from fomo.stages.evaluation import Evaluation
+import fomo  # before torch, whose threads it puts to sleep
 
-matplotlib.use("Agg")
+os.environ["MPLBACKEND"] = "Agg"
 
 
 @pytest.fixture(autouse=True)
@@ -28,17 +26,22 @@ def own_folders(tmp_path, monkeypatch):
     monkeypatch.setenv("FOMO_FIGURES", str(tmp_path / "figures"))
     monkeypatch.delenv("FOMO_FRESH", raising=False)
     yield
-    plt.close("all")
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
 
 
 @pytest.fixture(autouse=True)
 def seeded():
+    import torch
+
     torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory) -> Path:
     """The folder of the toy data set; tests that change it write one of their own."""
+    import toys
+
     return toys.write_dataset(tmp_path_factory.mktemp("data") / "toy")
 
 
@@ -46,25 +49,29 @@ def dataset(tmp_path_factory) -> Path:
 class Finished:
     """A run that went from end to end, where its results lie, and the table of its evaluation."""
 
-    run: Run
+    run: "fomo.Run"
     root: Path
-    evaluation: Evaluation
+    evaluation: "fomo.stages.evaluation.Evaluation"
 
 
 @pytest.fixture(scope="session")
 def finished(dataset, tmp_path_factory) -> Finished:
     """The toy run, finished; for reading only."""
+    import toys
+
     root = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FOMO_RUNS", str(root))
         patch.setenv("FOMO_FIGURES", str(root / "figures"))
         run = toys.tiny_run(dataset)
-        return Finished(run, root, toys.fomo.evaluate(run))
+        return Finished(run, root, fomo.evaluate(run))
 
 
 @pytest.fixture
-def copied(finished, dataset, tmp_path) -> Run:
+def copied(finished, dataset, tmp_path) -> "fomo.Run":
     """A copy of the finished run, of the test's own."""
+    import toys
+
     shutil.copytree(finished.root, tmp_path / "runs")
     return toys.tiny_run(dataset)
 
@@ -82,4 +89,6 @@ def processes() -> partial:
 @pytest.fixture(scope="session")
 def lite0():
     """The default network with its ImageNet weights."""
+    from fomo.networks.backbones import load_backbone
+
     return load_backbone("tf_efficientnet_lite0", "imagenet", 64)

@@ -33,4 +33,4 @@ while (child := os.fork()) != 0:
         print(killed)
         sys.exit(os.waitstatus_to_exitcode(status))
     killed += 1
-evaluate(3 * killed + 1)
+evaluate(5 * killed + 1)

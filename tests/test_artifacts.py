@@ -18,6 +18,20 @@ def test_stage_is_done_once_it_is_finished(tmp_path):
     assert Stage(tmp_path / "stage", {"seed": 0}).done
 
 
+def test_finished_stage_keeps_nothing_of_what_a_kill_has_cut(tmp_path):
+    stage = Stage(tmp_path / "stage", {"seed": 0})
+    for name in (".pixels.npy.123.tmp", "pixels.npy"):
+        stage.path(name).write_bytes(b"x")
+    stage.finish()
+    assert {path.name for path in stage.folder.iterdir()} == {"pixels.npy", "stage.json"}
+
+
+def test_default_run_is_the_quick_one_of_the_sample():
+    assert Run("fashion_sample").is_default
+    assert not Run("fashion_sample", seed=1).is_default
+    assert not Run("fashion_sample", trials=5).is_default
+
+
 @pytest.mark.parametrize("asked", [{"seed": 0, "epochs": 4}, {"seed": 0}, {"seed": 0, "epochs": 3, "trials": 5}])
 def test_stage_of_other_settings_is_refused(tmp_path, asked):
     Stage(tmp_path / "stage", {"seed": 0, "epochs": 3}).finish()

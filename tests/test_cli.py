@@ -249,13 +249,13 @@ def test_committed_notebooks_have_the_parameters_of_the_report():
 def test_page_has_its_formulas_as_mathml_the_given_parameters_once_and_no_script_from_elsewhere():
     cell, tagged = nbformat.v4.new_code_cell, lambda *tags: {"tags": list(tags)}
     cells = [
-        nbformat.v4.new_markdown_cell("The loss $\\ell_2$ of $$\\frac{a}{b}$$ costs 5 dollars."),
+        nbformat.v4.new_markdown_cell("The loss $\\ell_2$ of $$\\frac{a}{b}$$ costs $n$ dollars."),
         cell("SEED = 314159  # as it stands", metadata=tagged("parameters")),
         cell("SEED = 271828", metadata=tagged("injected-parameters")),
         cell("price = '$1 and $2'"),
     ]
     page = to_page(nbformat.v4.new_notebook(cells=cells))
-    assert page.count("<math") == 2
+    assert page.count("<math") == 3
     assert page.count('display="block"') == 1
     assert "<mfrac>" in page
     assert "$1 and $2" in page

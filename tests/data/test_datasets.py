@@ -336,6 +336,12 @@ def test_unreadable_table_is_refused_by_name(folder, content):
         load_dataset(folder)
 
 
+def test_table_of_no_image_is_refused(folder):
+    (folder / "test.csv").write_text("image_file_name,label\n")
+    with pytest.raises(UserError, match=r"test\.csv names no image"):
+        load_dataset(folder).test()
+
+
 def test_missing_column_is_named(folder):
     (folder / "train.csv").write_text("image,label\n000.png,0\n")
     with pytest.raises(UserError, match="lacks the column image_file_name; it has image, label"):

@@ -24,6 +24,7 @@ from fomo.evidence.layered import (
     search_layered,
 )
 from fomo.stages.head_search import search_head
+from fomo.training.loop import fit, make_optimizer
 
 CPU = torch.device("cpu")
 METHODS = ["DARTS", "random search", "successive halving"]
@@ -325,3 +326,17 @@ def test_run_searches_the_space_with_every_seed_and_trains_what_was_found_beside
     right = np.stack(trained[-2:])  # of the two seeds, in the end
     assert table["accuracy"].tolist() == pytest.approx(right.mean(0).tolist())
     assert table["std"].tolist() == pytest.approx(right.std(0, ddof=1).tolist())
+
+
+def test_random_heads_train_as_if_alone_and_one_that_diverges_has_no_accuracy():
+    torch.manual_seed(0)
+    networks = [BlockHead().build(FEATURES, CLASSES) for _ in range(3)]
+    networks[1][0].weight.data.fill_(torch.nan)
+    options = {"epochs": 2, "seed": 3, "lr": 1e-2, "device": CPU}
+    scores = layered.train_each(networks, *loaders(), [1, 2], **options)
+    torch.manual_seed(0)
+    alone = [BlockHead().build(FEATURES, CLASSES) for _ in range(3)]
+    curves = fit(alone[2], make_optimizer(alone[2], "adam", 1e-2, 0.0), *loaders(), 2, seed=3, device=CPU)
+    assert scores[0] == 0
+    assert scores[1] == curves.loc[curves["validation_loss"].idxmin(), "validation_accuracy"] > 0
+    assert torch.equal(networks[0][0].weight, alone[0][0].weight)

@@ -139,8 +139,12 @@ def test_no_figure_of_the_modules_is_left_out():
 
 
 @pytest.mark.parametrize("name", ONE_AXES)
-def test_figure_names_its_axes_and_itself(name):
-    axes = draw(name)
+def test_figure_is_drawn_on_the_given_axes_names_them_and_itself_and_can_be_stored(name, tmp_path):
+    given = plt.subplots()[1]
+    axes = draw(name, ax=given)
+    assert axes is given
+    assert axes.has_data()
+    plt.gcf().savefig(tmp_path / "figure.png")
     assert axes.get_xlabel()
     assert axes.get_ylabel() or [label.get_text() for label in axes.get_yticklabels()]
     assert axes.get_title()
@@ -177,15 +181,8 @@ def test_figure_of_as_little_as_can_be_is_drawn(name, tmp_path):
     assert plt.imread(tmp_path / "figure.png").std() > 0
 
 
-@pytest.mark.parametrize("name", ONE_AXES)
-def test_figure_is_drawn_on_the_given_axes(name):
-    given = plt.subplots()[1]
-    assert draw(name, ax=given) is given
-    assert given.has_data()
-
-
-@pytest.mark.parametrize("name", [*ONE_AXES, *SEVERAL_AXES])
-def test_figure_can_be_stored(name, tmp_path):
+@pytest.mark.parametrize("name", SEVERAL_AXES)
+def test_figure_of_several_axes_can_be_stored(name, tmp_path):
     draw(name)
     plt.gcf().savefig(tmp_path / "figure.png")
     assert plt.imread(tmp_path / "figure.png").std() > 0

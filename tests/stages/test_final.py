@@ -43,7 +43,7 @@ def test_turned_views_are_tried_where_training_turned_the_images(turned):
     assert fomo.compose(turned).options["views"].tolist() == [1, 1, 1, 2, 2, 2, 8, 8, 8]
 
 
-@pytest.mark.parametrize(("heads", "views"), zip(final.HEADS, final.VIEWS[::-1], strict=True))
+@pytest.mark.parametrize(("heads", "views"), list(zip(final.HEADS, final.VIEWS[::-1], strict=True)))
 def test_composed_model_is_the_option_taken_on_images(turned, heads, views):
     """What is told of an option is what its model computes, image by image."""
     path = turned.folder / "10_final" / "options.csv"

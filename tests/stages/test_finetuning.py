@@ -1,6 +1,7 @@
 import pickle
 import shutil
 from functools import partial
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -132,6 +133,15 @@ def test_race_is_between_the_best_trials_and_the_lowest_validation_loss_wins(rac
     assert winner.configuration == study.configuration(table["trial"].iloc[0])
     assert winner.kept[LOSSES].tolist() == table.iloc[0][LOSSES].tolist()
     assert len(winner.history) == 3
+
+
+def test_finalists_are_the_best_of_all_or_of_each_layer():
+    table = pd.DataFrame({"trial": [4, 0, 3, 1, 2], "objective": [0.1, 0.2, 0.3, 0.4, 0.5]})
+    layers = {4: 2, 0: 2, 3: 3, 1: 2, 2: 4}
+    study = SimpleNamespace(top=lambda count: table[:count], configuration=lambda trial: {"layer": layers[trial]})
+    finalists = partial(finetuning.finalists, study)
+    assert finalists(SimpleNamespace(trials=9, finalists=3, finalists_per_layer=False)) == [4, 0, 3]
+    assert finalists(SimpleNamespace(trials=9, finalists=1, finalists_per_layer=True)) == [4, 3, 2]
 
 
 def test_racer_begins_as_its_trial_did(raced):

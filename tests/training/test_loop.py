@@ -146,6 +146,25 @@ def test_training_interrupted_on_a_gpu_goes_on(tmp_path, monkeypatch):
     train_classifier("adam", tmp_path / "checkpoint.pt", 3)
 
 
+def test_training_reports_the_losses_of_its_first_quarters_and_of_each_epoch_but_the_last():
+    model, told, losses = LINEAR.build(6, 3), [], []
+    optimizer = make_optimizer(model, "sgd", 0.1, 0.0)
+    train, validation = feature_loaders()  # an epoch of four batches
+
+    def forward(module, inputs, logits):
+        if module.training:
+            losses.append(logits.detach())
+
+    model.register_forward_hook(forward)
+    train.generator.manual_seed(1)  # as the first epoch with seed 0 does
+    labels = [batch for _, batch in train]
+    history = fit(model, optimizer, train, validation, 3, seed=0, device=CPU, report=lambda *one: told.append(one))
+    assert [at for at, _ in told] == [0.25, 0.5, 0.75, 1, 2]
+    expected = [float(cross_entropy(one, batch)) for one, batch in zip(losses[:3], labels[:3], strict=True)]
+    assert [loss for _, loss in told[:3]] == pytest.approx(expected)
+    assert [loss for _, loss in told[3:]] == pytest.approx(history["validation_loss"][:2].tolist())
+
+
 def test_cosine_rises_for_a_tenth_of_the_steps_and_falls_to_zero():
     factors = [cosine(step, 50) for step in range(51)]
     assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
@@ -202,8 +221,8 @@ def test_smoothing_and_mixup_act_in_training_only(recipe):
 
 @pytest.mark.parametrize(("keep", "epoch"), [("loss", 1), ("accuracy", 2)])
 def test_epoch_kept_is_the_best_by_loss_or_by_accuracy(monkeypatch, keep, epoch):
-    """Made up: the first epoch has the lowest loss, the second the highest accuracy."""
-    seen, told = [], iter([(0.1, 0.5), (0.3, 0.9), (0.2, 0.7)])
+    """Made up: the first epoch has the lowest loss, the second the highest accuracy; the last is no better."""
+    seen, told = [], iter([(0.1, 0.5), (0.3, 0.9), (0.1, 0.9)])
 
     def evaluated(model, batches, device):
         seen.append({name: value.clone() for name, value in model.state_dict().items()})
