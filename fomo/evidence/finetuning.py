@@ -60,7 +60,7 @@ def recipes() -> pd.DataFrame:
 
 
 def train_recipe(recipe: str, seed: int) -> dict:
-    """What a training by the recipe came to (`stages.outcome`), and its seconds."""
+    """What a training by the recipe came to (`common.outcome`), and its seconds."""
     run = recipe_run(recipe, seed)
     data = preprocess(run)
     history = fit_images(run, data, untrained(run, data), _recorded(1)[0], RECIPE_EPOCHS)

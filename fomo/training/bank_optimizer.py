@@ -8,7 +8,7 @@ from fomo.networks.bank import HeadBank
 
 
 class BankOptimizer:
-    """Trains every head of `bank` by a configuration of its own, as if by its own `training.make_optimizer`.
+    """Trains every head of `bank` by a configuration of its own, as if by its own `loop.make_optimizer`.
 
     A configuration is {optimizer: adam, sgd or rmsprop, lr, weight_decay, momentum (of sgd; may be None)}. Heads do not
     touch each other: one that diverges leaves the rest as they are.

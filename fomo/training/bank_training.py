@@ -27,7 +27,7 @@ def fit_bank(
     checkpoint: Path | None = None,
     description: str = "training",
 ) -> pd.DataFrame:
-    """Trains the heads of `bank` in place as `training.fit` does, each with its configuration (those of
+    """Trains the heads of `bank` in place as `loop.fit` does, each with its configuration (those of
     `BankOptimizer`), and returns their learning curves, `model` being a head's place.
 
     On the CPU the heads, which do not touch each other, are dealt out to as many threads as torch has, and each thread
