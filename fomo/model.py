@@ -66,12 +66,15 @@ def load_model(path: str | Path) -> Model:
         raise UserError(f"{path} is not a model that fomo stored") from error
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"model {path} cannot be read ({error})") from error
-    networks = [_build(description) for _ in description["temperatures"]]
-    classifier = FinalClassifier(networks, description["temperatures"], description["handicaps"])
     try:
+        networks = [_build(description) for _ in description["temperatures"]]
+        classifier = FinalClassifier(networks, description["temperatures"], description["handicaps"])
         classifier.load_state_dict(state)
-    except RuntimeError as error:
-        raise UserError(f"model {path} does not fit its own description ({str(error)[:200]})") from error
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise UserError(
+            f"model {path} does not fit its own description ({str(error)[:200]}); it is damaged, or another version of "
+            "fomo stored it: train it anew, or load it with that version"
+        ) from error
     return Model(classifier, description)
 
 

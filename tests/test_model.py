@@ -97,6 +97,16 @@ def without_weights(path):
     safetensors.torch.save_file({"weight": torch.zeros(3)}, path, metadata={"fomo": json.dumps(describe())})
 
 
+def of_another_version(path):
+    description = describe() | {"heads": [{"hidden": 32, "blocks": []}]}
+    safetensors.torch.save_file({"weight": torch.zeros(3)}, path, metadata={"fomo": json.dumps(description)})
+
+
+def of_an_unknown_activation(path):
+    description = describe() | {"heads": [{"hidden": 32, "activation": "GELU", "layers": 2}]}
+    safetensors.torch.save_file({"weight": torch.zeros(3)}, path, metadata={"fomo": json.dumps(description)})
+
+
 def text(path):
     path.write_text("not a model")
 
@@ -105,7 +115,10 @@ def nothing(path):
     pass
 
 
-@pytest.mark.parametrize("write", [foreign, other_metadata, without_weights, text, nothing])
+@pytest.mark.parametrize(
+    "write",
+    [foreign, other_metadata, without_weights, of_another_version, of_an_unknown_activation, text, nothing],
+)
 def test_file_that_is_no_model_is_refused_by_name(tmp_path, write):
     write(tmp_path / "model.safetensors")
     with pytest.raises(UserError, match=r"model\.safetensors"):
