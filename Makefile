@@ -49,15 +49,15 @@ test: $(VENV)/installed  ## style, unit tests, and all notebooks against their s
 inspect: $(VENV)/installed  ## what is in a data set, and what is wrong with it; make inspect DATASET=path/to/folder
 	@$(BIN)/python -m fomo inspect "$(DATASET)"
 
-bench: $(VENV)/installed  ## what each way saves, beside doing without: about three quarters of an hour, of which data/results keeps the longest part; a figure
+bench: $(VENV)/installed  ## what each way saves, beside doing without, and a figure: under an hour
 	@$(BIN)/python -m fomo bench --dataset "$(DATASET)"
 
 evidence: $(VENV)/installed  ## what the searches are worth, with many seeds: hours, unless data/results has it
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[evidence]"
 	@$(BIN)/python -m fomo evidence
 
-notebooks: $(VENV)/installed  ## executes the notebooks in place: the outputs, and README's pictures, that are committed
-	TQDM_DISABLE=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace \
+notebooks: $(VENV)/installed  ## executes the notebooks in place and renews README's pictures; both are committed
+	FOMO_FIGURES= TQDM_DISABLE=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace \
 		--ExecutePreprocessor.record_timing=False \
 		--ExecutePreprocessor.extra_arguments=--log-level=ERROR --log-level=ERROR notebooks/0*.ipynb
 	cp $(addprefix figures/fashion_sample/,overview.png fig1_bo_losses.png fig2_alphas.png fig3_accuracies.png) figures/readme

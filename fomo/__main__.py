@@ -32,12 +32,12 @@ def main(arguments: list[str] | None = None) -> int:
         command.add_argument("--on-leak", help="train images that are in test too: warn (as it comes), drop")
     command = commands.add_parser("inspect", help="what is in a data set, and what is wrong with it")
     command.add_argument("dataset", help=f"{', '.join(DATASETS)}, or a folder, or a table (csv)")
-    command = commands.add_parser("bench", help="what each of fomo's ways saves, as a table of ratios; about an hour")
+    command = commands.add_parser("bench", help="what each of fomo's ways saves, as a table of ratios; under an hour")
     command.add_argument("--dataset", default="fashion_sample", help=f"{', '.join(DATASETS)}, a folder or a table")
     command.add_argument(
         "--image-size", type=int, default=128, help="in pixels, of the loading and the feature extraction"
     )
-    commands.add_parser("evidence", help="what the searches are worth, with many seeds; about two hours")
+    commands.add_parser("evidence", help="what the searches are worth, with many seeds; hours")
     given = parser.parse_args(arguments)
     for stream in (sys.stdout, sys.stderr):  # a file's name may be no text at all
         stream.reconfigure(errors="backslashreplace")

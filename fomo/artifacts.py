@@ -15,6 +15,13 @@ from fomo.config import DATASETS, NAMED, ROOT, UserError, make_config, runs_fold
 from fomo.storage import atomic, read_json, read_table, write_json, write_table
 
 
+def differing(stored: dict, asked: dict) -> str:
+    """The settings that were stored with another value than the one asked for, or that there are no more, as text."""
+    gone = [f"{name}: stored {value}, no setting any more" for name, value in stored.items() if name not in asked]
+    names = sorted(name for name, value in asked.items() if stored.get(name) != value)
+    return "; ".join([*(f"{name}: stored {stored.get(name)}, asked {asked[name]}" for name in names), *gone])
+
+
 class Stage:
     """The folder of one stage's result, bound to the settings that it is computed with.
 
@@ -37,14 +44,10 @@ class Stage:
         if stored != self.config and not self.done and empty:  # nothing is lost
             self._write(done=False)
         elif stored != self.config:
-            fields = sorted(name for name in stored | self.config if stored.get(name) != self.config.get(name))
-            differing = "; ".join(
-                f"{name}: stored {stored.get(name)}, asked {self.config.get(name)}" for name in fields
-            )
             raise UserError(
-                f"{folder} was computed with other settings ({differing}). Ask for the stored settings, give the new "
-                "run a name of its own (Run(..., name=...)), delete this folder and those of the stages after it, or "
-                "compute all stages anew by make report with FOMO_FRESH=1"
+                f"{folder} was computed with other settings ({differing(stored, self.config)}). Ask for the stored "
+                "settings, give the new run a name of its own (Run(..., name=...)), delete this folder and those of "
+                "the stages after it, or compute all stages anew by make report with FOMO_FRESH=1"
             )
 
     @property

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fomo.artifacts import Run
+from fomo.artifacts import Run, differing
 from fomo.config import RESULTS, UserError
 from fomo.data.inspection import digests, leaks
 from fomo.stages.common import STAGES
@@ -68,10 +68,9 @@ def collect(run: Run) -> Path:
 def _check_settings(run: Run, folder: Path) -> None:
     """Raises `UserError` if `folder` holds a run of other settings, which would be lost."""
     if (folder / "config.json").exists():
-        stored, asked = read_json(folder / "config.json"), asdict(run.config)
-        differing = [name for name, value in asked.items() if stored.get(name) != value]
-        if differing:
-            fields = "; ".join(f"{name}: stored {stored.get(name)}, asked {asked[name]}" for name in differing)
+        stored = read_json(folder / "config.json")
+        del stored["found"]
+        if fields := differing(stored, asdict(run.config)):
             raise UserError(f"{folder} holds a run of other settings ({fields}); move or delete it, to keep this one")
 
 

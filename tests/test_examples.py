@@ -3,8 +3,8 @@
 import doctest
 import importlib
 import os
-import pkgutil
 import re
+import shlex
 import shutil
 import subprocess
 
@@ -13,6 +13,7 @@ import toys
 from PIL import Image
 
 import fomo
+from fomo.__main__ import main
 from fomo.config import ROOT
 
 PAGES = [ROOT / name for name in ("README.md", "fomo/README.md", "data/README.md", "data/results/README.md")]
@@ -32,7 +33,7 @@ def folder(finished, dataset, tmp_path, monkeypatch):
 
     shutil.copy(finished.evaluation.model_path, tmp_path / "model.safetensors")
     Image.fromarray(toys.draw(1)).save(tmp_path / "boot.png")
-    toys.write_class_folders(tmp_path / "path" / "to" / "folder", count=2)
+    toys.write_class_folders(tmp_path / "path" / "to" / "folder", count=5)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(fomo, "Run", run)
 
@@ -67,17 +68,26 @@ def test_no_docstring_with_an_example_is_left_out():
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_command_is_one_that_make_knows(command):
+def test_command_is_one_that_make_knows_and_fomo_accepts(command, folder, monkeypatch, capsys):
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
     asked = subprocess.run([*command.split(), "--dry-run"], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert asked.returncode == 0, asked.stderr
+    lines = [shlex.split(line) for line in asked.stdout.splitlines() if "-m fomo " in line]
+    if command.startswith(("make report", "make results", "make inspect DATASET")):
+        monkeypatch.setattr("fomo.report.report", lambda run, parameters: "reported")
+        monkeypatch.setattr("fomo.results.collect", lambda run: "kept")
+        assert main(lines[0][3:]) == 0, capsys.readouterr().err
 
 
 def test_names_in_the_texts_exist():
+    """For somebody who has imported fomo and nothing else: a package hands on what it names."""
     names = {name for name in re.findall(r"`(fomo(?:\.\w+)+)", TEXT) if not name.endswith(".py")}
     assert len(names) >= 5
     for name in names:
-        pkgutil.resolve_name(name)
+        place = fomo
+        for part in name.split(".")[1:]:
+            assert part in getattr(place, "__all__", [part]), name
+            place = getattr(place, part)
 
 
 def test_runs_in_the_texts_are_ones_that_can_be_asked_for():

@@ -84,9 +84,14 @@ def test_race_is_told_apart_from_the_training_of_its_winner(race_epochs, copied,
 
 def test_run_of_other_settings_does_not_replace_what_is_kept(kept, dataset, finished):
     before = read_table(kept / "metrics.csv")
-    write_json(kept / "config.json", read_json(kept / "config.json") | {"epochs": 16})
-    with pytest.raises(UserError, match=f"{kept} holds a run of other settings .epochs: stored 16, asked 3.; move or"):
-        results.collect(finished.run)
+    stored = read_json(kept / "config.json")
+    for other, told in (
+        ({"epochs": 16}, "epochs: stored 16, asked 3"),
+        ({"head_space": "large"}, "head_space: stored large, no setting any more"),
+    ):
+        write_json(kept / "config.json", stored | other)
+        with pytest.raises(UserError, match=f"{kept} holds a run of other settings .{told}.; move or"):
+            results.collect(finished.run)
     pd.testing.assert_frame_equal(read_table(kept / "metrics.csv"), before)
 
 

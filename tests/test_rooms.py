@@ -118,6 +118,9 @@ facts = {}
 def loaded(*names):
     return [name for name in names if name in sys.modules]
 
+def rooms(*names):
+    return [name for name in sys.modules if name.startswith(tuple(f"fomo.{room}" for room in names))]
+
 def command(*arguments):
     sys.argv, said = ["fomo", *arguments], io.TextIOWrapper(io.BytesIO())
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
@@ -137,11 +140,12 @@ if os.fork() == 0:  # what the study loads is not to be found below
     os.write(write, json.dumps(loaded("torch")).encode())
     os._exit(0)
 os.wait()
+os.close(write)
 facts["study"] = json.loads(os.read(read, 1000))
 fomo.inspect
-facts["inspect"] = loaded("timm")
+facts["inspect"] = loaded("timm") + rooms("networks", "training", "study", "stages", "evidence", "figures")
 fomo.load_model
-facts["load_model"] = loaded("bayes_opt", "seaborn")
+facts["load_model"] = loaded("bayes_opt", "seaborn") + rooms("training", "study", "stages", "evidence", "figures")
 warnings.simplefilter("default")
 fomo.load_model("model.safetensors").predict(sys.argv_of_the_test).to_csv("predictions.csv", index=False)
 

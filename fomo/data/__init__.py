@@ -1,7 +1,7 @@
 """Images and their labels: fetched, found in any layout, looked over, divided, and dealt out in batches.
 
-In the order of the data: archives, sources (where files lie), datasets, division, images (decoded once), inspection
-(what is wrong with them), batches. Knows the storage only.
+In the order of the data: archives, sources (where files lie), tables, datasets, division, images (decoded once),
+inspection (what is wrong with them), batches. Knows storage and config only.
 """
 
 import lazy_loader

@@ -1,14 +1,15 @@
 """What measures fomo itself, and no run uses: what the searches are worth (`make evidence`), what fomo's ways save
-(`make bench`). Knows all rooms; none knows it.
+(`make bench`). Knows all rooms; only the command line knows it.
 
 searches (all of it, in turn), problems (what studies are compared on), finetuning (recipes, cheaper trials),
-darts_variants, layered (the large head space); bench, bench_memory, bench_pipeline, bench_table.
+darts_variants, layered and blocks (the large head space); bench, bench_memory, bench_pipeline, bench_table.
 """
 
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
+    submodules=["bench", "finetuning"],
     submod_attrs={
         "searches": ["stored", "summary"],
     },

@@ -4,16 +4,17 @@ import os
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import torch
 
-from fomo import figures
 from fomo.artifacts import Run
 from fomo.config import RESULTS
 from fomo.evidence import bench
 from fomo.evidence.bench import row
 from fomo.evidence.bench_memory import STATUS, memory
 from fomo.evidence.bench_pipeline import SAMPLE, pipeline
+from fomo.figures.drawing import BLUE, GREY, ORANGE, new_axes
 from fomo.results import SEARCH, TRAINING, machine, measured_on
 from fomo.storage import atomic, read_json, read_table, write_json, write_table
 
@@ -153,9 +154,45 @@ def show(table: pd.DataFrame) -> str:
 
 def draw(folder: Path, spent: pd.DataFrame) -> None:
     """Draws where the time goes: bench.png in the `folder` of all figures."""
-    ax = figures.time_spent(spent)
+    ax = time_spent(spent)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "bench.png"
     with atomic(path) as temporary:
         ax.figure.savefig(temporary, format="png", dpi=120, bbox_inches="tight")
     plt.close(ax.figure)
+
+
+def time_spent(costs: pd.DataFrame, *, ax: plt.Axes | None = None) -> plt.Axes:
+    """Where the time goes: a bar a data set, its final training first, then all of search in blue, the rest in grey.
+
+    `costs`: data set, minutes of each stage (as `STAGES` names them), search / training.
+    """
+    ax = new_axes(ax, 9.5, 0.5 * len(costs) + 1.5)
+    parts = {  # what takes seconds goes with its neighbour
+        "final training": (["final training", "further networks"], ORANGE),
+        "study of the finetuning": (["study of the finetuning"], "#27496d"),
+        "race of its best": (["race of its best"], BLUE),
+        "head: search and study": (["head search", "study of the head"], "#9dbfe0"),
+        "first finetuning": (["first finetuning"], "#75797e"),
+        "evaluation": (["evaluation"], GREY),
+        "all else": (["preprocessing", "feature extraction", "final head", "final model"], "#d3d6d9"),
+    }
+    ends, places = np.zeros(len(costs)), np.arange(len(costs))
+    total = costs[[stage for stages, _ in parts.values() for stage in stages]].sum(axis=1)
+    for name, (stages, colour) in parts.items():
+        minutes = costs[stages].sum(axis=1).to_numpy()
+        ax.barh(places, minutes, left=ends, color=colour, label=name, height=0.7, edgecolor="white", lw=0.5)
+        for place in places[minutes > 0.03 * total.max()]:
+            white = colour in ("#27496d", BLUE, "#75797e")
+            style = {"ha": "center", "va": "center", "fontsize": 9, "color": "white" if white else "black"}
+            ax.text(ends[place] + minutes[place] / 2, place, f"{minutes[place]:.0f}", **style)
+        ends += minutes
+    for place, share in enumerate(costs["search / training"]):
+        style = {"va": "center", "fontsize": 9, "bbox": {"fc": "white", "ec": "none", "pad": 1}}
+        ax.text(ends[place] + 0.015 * total.max(), place, f"search: {share:.2f} of training", **style)
+    ax.set_yticks(places, costs["data set"].str.replace("_", " "))
+    ax.invert_yaxis()
+    ax.grid(axis="y", visible=False)
+    ax.set(xlabel="minutes", xlim=(0, 1.4 * total.max()), title="Where the time goes")
+    ax.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    return ax

@@ -9,7 +9,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "run": ["class_balance", "comparison", "confusion", "image_grid", "learning_curves", "overview", "time_spent"],
+        "run": ["class_balance", "comparison", "confusion", "image_grid", "learning_curves", "overview"],
         "study": ["contest", "importance", "incumbent", "losses", "parallel_coordinates", "slices"],
         "heads": ["accuracies", "alpha_against_accuracy", "alpha_trajectories", "alphas", "layered", "rules"],
     },

@@ -6,7 +6,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.ticker import MaxNLocator
 
-from fomo.figures.drawing import BLUE, GREY, ORANGE, new_axes
+from fomo.figures.drawing import BLUE, ORANGE, new_axes
 from fomo.figures.heads import accuracies, alphas
 from fomo.figures.study import losses
 
@@ -84,47 +84,11 @@ def comparison(
     return ax
 
 
-def time_spent(costs: pd.DataFrame, *, ax: plt.Axes | None = None) -> plt.Axes:
-    """Where the time goes: a bar a data set, its final training first, then all of search in blue, the rest in grey.
-
-    `costs`: data set, minutes of each stage (as `bench_table.STAGES` names them), search / training.
-    """
-    ax = new_axes(ax, 9.5, 0.5 * len(costs) + 1.5)
-    parts = {  # what takes seconds goes with its neighbour
-        "final training": (["final training", "further networks"], ORANGE),
-        "study of the finetuning": (["study of the finetuning"], "#27496d"),
-        "race of its best": (["race of its best"], BLUE),
-        "head: search and study": (["head search", "study of the head"], "#9dbfe0"),
-        "first finetuning": (["first finetuning"], "#75797e"),
-        "evaluation": (["evaluation"], GREY),
-        "all else": (["preprocessing", "feature extraction", "final head", "final model"], "#d3d6d9"),
-    }
-    ends, places = np.zeros(len(costs)), np.arange(len(costs))
-    total = costs[[stage for stages, _ in parts.values() for stage in stages]].sum(axis=1)
-    for name, (stages, colour) in parts.items():
-        minutes = costs[stages].sum(axis=1).to_numpy()
-        ax.barh(places, minutes, left=ends, color=colour, label=name, height=0.7, edgecolor="white", lw=0.5)
-        for place in places[minutes > 0.03 * total.max()]:
-            white = colour in ("#27496d", BLUE, "#75797e")
-            style = {"ha": "center", "va": "center", "fontsize": 9, "color": "white" if white else "black"}
-            ax.text(ends[place] + minutes[place] / 2, place, f"{minutes[place]:.0f}", **style)
-        ends += minutes
-    for place, share in enumerate(costs["search / training"]):
-        style = {"va": "center", "fontsize": 9, "bbox": {"fc": "white", "ec": "none", "pad": 1}}
-        ax.text(ends[place] + 0.015 * total.max(), place, f"search: {share:.2f} of training", **style)
-    ax.set_yticks(places, costs["data set"].str.replace("_", " "))
-    ax.invert_yaxis()
-    ax.grid(axis="y", visible=False)
-    ax.set(xlabel="minutes", xlim=(0, 1.4 * total.max()), title="Where the time goes")
-    ax.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
-    return ax
-
-
-def overview(trials: pd.DataFrame, ranking: pd.DataFrame, metrics: pd.DataFrame) -> np.ndarray:
-    """A run on one page: the report's three figures, and what each step brought."""
+def overview(trials: pd.DataFrame, ranking: pd.DataFrame, metrics: pd.DataFrame, *, split: str = "test") -> np.ndarray:
+    """A run on one page: the report's three figures, and what each step brought on `split`."""
     _, axes = plt.subplots(2, 2, figsize=(16, 8), layout="constrained", width_ratios=[2, 3])
     losses(trials, ax=axes[0, 0])
     alphas(ranking, ax=axes[0, 1])
-    comparison(metrics, ax=axes[1, 0])
+    comparison(metrics, split=split, ax=axes[1, 0])
     accuracies(ranking, ax=axes[1, 1])
     return axes

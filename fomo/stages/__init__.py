@@ -1,7 +1,7 @@
 """The pipeline: a module for each step or a few of them, in order; each reads what the ones before it have stored.
 
 preprocessing, finetuning (first point, study, race), head_search (features, DARTS, study, head) with selection,
-ensemble, final, evaluation with metrics. common is what they share. Knows all rooms but figures and evidence.
+ensemble, final, evaluation with metrics. common is what they share. Knows all rooms below but figures.
 """
 
 import lazy_loader

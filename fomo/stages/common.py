@@ -15,34 +15,24 @@ from fomo.networks.weights import weights_fingerprint
 from fomo.storage import load_state, save_state
 from fomo.study.study import Study
 
-FINETUNING = (
+FINETUNING = (  # the settings of every finetuning
     *("backbone", "weights", "rotation", "zoom", "train_scale", "batch_size"),
     *("schedule", "label_smoothing", "mixup", "averaging"),
+)
+TRIALS = ("trials", "trial_epochs", "trial_share", "trial_size", "initial_trials", "prune", "trial_seconds")
+RACE = ("keep", "epochs", "finalists", "finalists_per_layer", "race_epochs", "race_share")
+HEAD_SEARCH = (
+    *("head_images", "darts_epochs", "weight_lr", "alpha_lr", "head_seeds"),
+    *("alone_epochs", "alone_lr", "selection", "keep_linear"),
 )
 # The folder of each stage: the stage that it follows, and the settings that it adds to those of all stages before it.
 STAGES = {
     "1_preprocessing": (None, ("image_size", "crop", "validation_share", "seed", "on_bad", "on_leak")),
     "2_finetuning": ("1_preprocessing", (*FINETUNING, "keep", "first_epochs")),
-    "3_bayesian_optimization": (
-        "1_preprocessing",
-        (
-            *FINETUNING,
-            *("trials", "trial_epochs", "trial_share", "trial_size"),
-            *("initial_trials", "prune", "trial_seconds"),
-        ),
-    ),
-    "4_best_finetuning": (
-        "3_bayesian_optimization",
-        ("keep", "epochs", "finalists", "finalists_per_layer", *("race_epochs", "race_share")),
-    ),
+    "3_bayesian_optimization": ("1_preprocessing", (*FINETUNING, *TRIALS)),
+    "4_best_finetuning": ("3_bayesian_optimization", RACE),
     "5_features": ("4_best_finetuning", ()),
-    "6_darts": (
-        "5_features",
-        (
-            *("head_images", "darts_epochs", "weight_lr", "alpha_lr"),
-            *("head_seeds", "alone_epochs", "alone_lr", "selection", "keep_linear"),
-        ),
-    ),
+    "6_darts": ("5_features", HEAD_SEARCH),
     "7_head_tuning": ("6_darts", ("head_trials", "head_epochs", "head_batch")),
     "8_head": ("7_head_tuning", ()),
     "9_ensemble": ("8_head", ()),  # whose networks do not depend on how many there are

@@ -1,6 +1,6 @@
 """Bayesian optimisation of any objective: search space, surrogate, trials, the pool they run on, and the study.
 
-Knows no torch and no images: it can be used on its own.
+Knows storage and config only, no torch and no images: it can be used on its own.
 """
 
 import lazy_loader

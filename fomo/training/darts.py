@@ -84,7 +84,7 @@ def search(
     bar = tqdm(total=epochs, initial=len(history) - 1, desc="DARTS", unit="epoch", leave=False)
     for epoch in range(len(history), epochs + 1):
         with torch.random.fork_rng():
-            torch.manual_seed(1000 * seed + epoch)  # dropout
+            torch.manual_seed(1000 * seed + epoch)  # dropout, if a supernet has any (evidence/layered.py)
             for number, batches in enumerate((train, validation)):
                 batches.generator.manual_seed(1000 * seed + 2 * epoch + number)
             supernet.train()

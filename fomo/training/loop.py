@@ -123,7 +123,7 @@ def fit(
     with tqdm(total=total, initial=done * len(train), desc=description, unit="batch", leave=False) as bar:
         for epoch in range(done + 1, epochs + 1):
             with torch.random.fork_rng():
-                torch.manual_seed(1000 * seed + epoch)  # dropout
+                torch.manual_seed(1000 * seed + epoch)  # dropout, mixup
                 train.generator.manual_seed(1000 * seed + epoch)  # batch order, augmentation
                 model.train()
                 losses = []

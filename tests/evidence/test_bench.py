@@ -289,3 +289,14 @@ def test_of_another_data_set_the_images_are_timed_and_nothing_is_stored(counted,
     assert counted == ["loading", "extraction"]
     assert "feature extraction, against bare forward passes, 32 px" in capsys.readouterr().out
     assert not (kept / "bench.csv").exists()
+
+
+def test_time_spent_adds_up_and_tells_the_share_of_search():
+    costs = pd.DataFrame({"data set": ["flowers", "skin_cancer"], "search / training": [0.7, 0.2]})
+    minutes = dict.fromkeys(bench_table.STAGES.values(), 1.0) | {"final training": [5.0, 15.0]}
+    axes = bench_table.time_spent(costs.assign(**minutes))
+    assert max(bar.get_x() + bar.get_width() for bar in axes.patches) == pytest.approx(26.0)
+    assert sum(bar.get_width() for bar in axes.patches) == pytest.approx(42.0)
+    texts = [text.get_text() for text in axes.texts]
+    assert {"search: 0.70 of training", "search: 0.20 of training"} < set(texts)
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["flowers", "skin cancer"]

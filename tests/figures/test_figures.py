@@ -1,3 +1,4 @@
+import importlib
 import inspect
 
 import matplotlib.pyplot as plt
@@ -6,7 +7,6 @@ import pandas as pd
 import pytest
 
 from fomo import figures
-from fomo.evidence.bench_table import STAGES
 from fomo.networks.heads import HEADS
 from fomo.study.space import Choice, Float, Space
 
@@ -88,8 +88,6 @@ METRICS = pd.DataFrame(
         "high": [0.15, 0.75, 0.85],
     }
 )
-COSTS = pd.DataFrame({"data set": ["flowers", "skin_cancer"], "search / training": [0.7, 0.2], "all": [16.0, 26.0]})
-COSTS = COSTS.assign(**dict.fromkeys(STAGES.values(), 1.0) | {"final training": [5.0, 15.0]})
 ONE_AXES = {
     "class_balance": (IMAGES, CLASSES),
     "learning_curves": (HISTORY,),
@@ -105,7 +103,6 @@ ONE_AXES = {
     "layered": (LAYERED,),
     "parallel_coordinates": (TRIALS, SPACE.describe()),
     "rules": (RULES,),
-    "time_spent": (COSTS,),
 }
 SEVERAL_AXES = {
     "contest": (CONTEST,),
@@ -133,9 +130,9 @@ def test_every_figure_is_tested():
 
 
 def test_no_figure_of_the_modules_is_left_out():
-    modules = (figures, figures.losses.__globals__, figures.alphas.__globals__)
-    names = {name for module in modules[1:] for name, value in module.items() if inspect.isfunction(value)}
-    assert {name for name in names if name[0] != "_"} - {"new_axes"} <= set(figures.__all__)
+    modules = [importlib.import_module(f"fomo.figures.{name}") for name in ("run", "study", "heads")]
+    names = {name for module in modules for name, value in vars(module).items() if inspect.isfunction(value)}
+    assert {name for name in names if name[0] != "_"} - {"new_axes"} == set(figures.__all__)
 
 
 @pytest.mark.parametrize("name", ONE_AXES)
@@ -170,7 +167,6 @@ LEAST = {
     "contest": (CONTEST[:1],),
     "image_grid": (np.zeros((1, 1, 8, 8), np.uint8), ["a"]),
     "overview": (TRIALS[:1], RANKING[:1].assign(std=np.nan), METRICS[:1]),
-    "time_spent": (COSTS[:1],),
 }
 
 
@@ -309,12 +305,3 @@ def test_chosen_and_best_operation_are_named():
 
 def test_comparison_writes_every_models_number():
     assert [text.get_text().split()[-1] for text in draw("comparison").texts] == ["0.100", "0.700", "0.800"]
-
-
-def test_time_spent_adds_up_and_tells_the_share_of_search():
-    axes = draw("time_spent")
-    assert max(bar.get_x() + bar.get_width() for bar in axes.patches) == pytest.approx(26.0)
-    assert sum(bar.get_width() for bar in axes.patches) == pytest.approx(42.0)
-    texts = [text.get_text() for text in axes.texts]
-    assert {"search: 0.70 of training", "search: 0.20 of training"} < set(texts)
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["flowers", "skin cancer"]
