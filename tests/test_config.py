@@ -92,10 +92,12 @@ def test_every_setting_binds_the_final_result(dataset):
     assert set(bound) >= {field.name for field in fields(Config)} - {"dataset"}
 
 
-def test_every_setting_is_read_somewhere():
-    sources = [path.read_text() for path in (ROOT / "fomo").rglob("*.py")]
-    nodes = [node for source in sources for node in ast.walk(ast.parse(source))]
-    read = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+def test_every_setting_is_read_by_a_run():
+    """As an attribute of a config; evidence does not count."""
+    paths = [path for path in (ROOT / "fomo").rglob("*.py") if path.parent.name != "evidence"]
+    nodes = [node for path in paths for node in ast.walk(ast.parse(path.read_text()))]
+    read = [node for node in nodes if isinstance(node, ast.Attribute)]
+    read = {node.attr for node in read if ast.unparse(node.value).split(".")[-1] == "config"}
     assert {field.name for field in fields(Config)} - read == set()
 
 

@@ -26,11 +26,11 @@ def halved(heads, epochs=8, lr=0.03, seed=0, noise=0.0):
     return successive_halving(bank, *loaders, epochs, lr=lr, seed=seed, device=CPU)
 
 
-@pytest.mark.parametrize("epochs", range(1, 40))
-def test_rungs_add_up_to_the_epochs(epochs):
-    found = rungs(epochs)
-    assert sum(found) == epochs
-    assert all(length >= 1 for length in found)
+def test_rungs_add_up_to_the_epochs():
+    for epochs in range(1, 40):
+        found = rungs(epochs)
+        assert sum(found) == epochs
+        assert all(length >= 1 for length in found)
 
 
 def test_each_rung_doubles_the_epochs_so_far():
