@@ -90,6 +90,13 @@ def write_csv(folder: Path, split: str, names: list, labels: list) -> None:
     pd.DataFrame({"image_file_name": names, "label": labels}).to_csv(folder / f"{split}.csv", index=False)
 
 
+def relabel(folder: Path) -> None:
+    """Gives the first train image of a data set in the archive layout another label."""
+    table = pd.read_csv(folder / "train.csv")
+    table.loc[0, "label"] = 1
+    table.to_csv(folder / "train.csv", index=False)
+
+
 def tiny_run(dataset: Path, **changes) -> artifacts.Run:
     return fomo.Run(dataset, "quick", **SETTINGS | changes)
 

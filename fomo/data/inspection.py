@@ -91,20 +91,20 @@ class Inspection:
             ]
         return pd.DataFrame(rows, columns=["finding", "count", "details"])
 
-    def examples(self, pairs: int = 6, side: int = 96) -> tuple[np.ndarray, list[str]]:
-        """(pixels, titles) of pairs that should not be: conflicting labels first, then twins across the splits, then
-        near twins. Where there are none, of some train images."""
+    def examples(self) -> tuple[np.ndarray, list[str]]:
+        """(pixels, titles) of six pairs that should not be: conflicting labels first, then twins across the splits,
+        then near twins. Where there are none, of some train images."""
         conflicts = self.conflicts().groupby("digest")
         chosen = [list(rows.drop_duplicates("label").index[:2]) for _, rows in conflicts]
         known = self.images[self.images["phash"].notna()]
         for _, rows in known[known.groupby("digest")["split"].transform("nunique") > 1].groupby("digest"):
             chosen.append(list(rows.drop_duplicates("split").index[:2]))
         chosen += [[pair.test, pair.train] for pair in self.pairs.itertuples()]
-        chosen = chosen[:pairs] or [list(known.index[known["split"] == "train"][: 2 * pairs])]
+        chosen = chosen[:6] or [list(known.index[known["split"] == "train"][:12])]
         rows = self.images.loc[[row for pair in chosen for row in pair]]
         names = ["?" if label == HIDDEN else self.dataset.classes[label] for label in rows["label"]]
         titles = [f"{split}\n{name}" for split, name in zip(rows["split"], names, strict=True)]
-        return np.stack([to_pixels(self.dataset.source.open(file), side, 3) for file in rows["file"]]), titles
+        return np.stack([to_pixels(self.dataset.source.open(file), 96, 3) for file in rows["file"]]), titles
 
     def verdict(self) -> str:
         """One line: what to know before a number of this data set is believed."""
@@ -229,13 +229,13 @@ def _telling(hashes: pd.Series) -> pd.Series:
     return ones.between(2 * NEAR, HASH_SIZE**2 - 2 * NEAR, inclusive="neither")
 
 
-def suspects(features: np.ndarray, labels: np.ndarray, neighbours: int = 10) -> pd.DataFrame:
+def suspects(features: np.ndarray, labels: np.ndarray) -> pd.DataFrame:
     """Images that may be mislabelled: (row, label, suggested, share), the most suspect first.
 
     `share` of the nearest neighbours (cosine distance between features (images, features), the image itself left out)
     carry another label, `suggested`; only where at least 8 of 10 agree on it.
     """
-    neighbours = min(neighbours, len(labels) - 1)
+    neighbours = min(10, len(labels) - 1)
     nearest = NearestNeighbors(n_neighbors=neighbours + 1, metric="cosine").fit(features).kneighbors(features)[1]
     own = np.arange(len(labels))[:, None]
     others = np.take_along_axis(nearest, np.argsort(nearest == own, axis=1, kind="stable")[:, :neighbours], axis=1)

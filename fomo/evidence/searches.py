@@ -57,12 +57,12 @@ def gather() -> str:
     return "\n\n".join(part if isinstance(part, str) else part.to_string() for part in text)
 
 
-def record(run: Run, trials: int = 201) -> pd.DataFrame:
+def record(run: Run) -> pd.DataFrame:
     """The report's first point and 200 quasi-random configurations of its search space, each trained for an epoch.
 
     Stored as data/results/finetuning_trials.csv; goes on after the last one that is stored there.
     """
-    path = RESULTS / "finetuning_trials.csv"
+    path, trials = RESULTS / "finetuning_trials.csv", 201
     study = Study(FINETUNING_SPACE, path, seed=run.config.seed, first=FINETUNING_FIRST, initial=trials)
     study.run(partial(finetuning_trial, run), trials, "recording")
     return study.trials

@@ -23,19 +23,16 @@ def class_balance(images: pd.DataFrame, classes: list[str], *, ax: plt.Axes | No
     return ax
 
 
-def image_grid(pixels: np.ndarray, titles: list[str], *, columns: int = 8, title: str = "") -> np.ndarray:
+def image_grid(pixels: np.ndarray, titles: list[str], *, columns: int = 8) -> np.ndarray:
     """Images (n, channels, side, side), uint8 or 0 to 1, in rows of `columns`, each under its title."""
     rows = max(1, -(-len(pixels) // columns))
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(1.25 * columns, 1.55 * rows), squeeze=False, layout="constrained"
-    )
+    _, axes = plt.subplots(rows, columns, figsize=(1.25 * columns, 1.55 * rows), squeeze=False, layout="constrained")
     for ax in axes.flat:
         ax.axis("off")
     for ax, image, text in zip(axes.flat, pixels, titles, strict=False):
         image = np.broadcast_to(image, (3, *image.shape[1:])).transpose(1, 2, 0)
         ax.imshow(image if image.dtype == np.uint8 else image.clip(0, 1))
         ax.set_title(text, fontsize=9)
-    figure.suptitle(title)
     return axes
 
 
@@ -63,11 +60,9 @@ def confusion(table: pd.DataFrame, *, ax: plt.Axes | None = None) -> plt.Axes:
     return ax
 
 
-def comparison(
-    metrics: pd.DataFrame, metric: str = "macro F1", *, split: str = "test", ax: plt.Axes | None = None
-) -> plt.Axes:
-    """What each step brought: the metric of each model on `split` with its 95% interval."""
-    rows = metrics[metrics["metric"] == metric]
+def comparison(metrics: pd.DataFrame, *, split: str = "test", ax: plt.Axes | None = None) -> plt.Axes:
+    """What each step brought: macro F1 of each model on `split` with its 95% interval."""
+    rows = metrics[metrics["metric"] == "macro F1"]
     ax = new_axes(ax, 7.5, 0.5 * len(rows) + 1.2)
     places = np.arange(len(rows))[::-1]
     shown = rows[rows["high"] > 0.5 * rows["value"].max()]  # what lies far below would press the others together
@@ -79,7 +74,7 @@ def comparison(
         text, at = (f"{value:.3f}", value) if value > left else (f"◂ {value:.3f}", left + margin / 2)
         ax.annotate(text, (at, place), textcoords="offset points", xytext=(0, 7), ha="center", fontsize=9)
     ax.set_yticks(places, rows["model"])
-    ax.set(xlabel=f"{metric} on {split}, 95% interval", xlim=(left, right), ylim=(-0.5, len(rows) - 0.3))
+    ax.set(xlabel=f"macro F1 on {split}, 95% interval", xlim=(left, right), ylim=(-0.5, len(rows) - 0.3))
     ax.set_title("What each step brought")
     return ax
 

@@ -115,10 +115,10 @@ def fit_temperature(labels: np.ndarray, logits: np.ndarray) -> float:
     return float(np.exp(minimize_scalar(loss, bounds=(-3.0, 3.0), method="bounded").x))
 
 
-def calibration_error(labels: np.ndarray, logits: np.ndarray, bins: int = 15) -> float:
+def calibration_error(labels: np.ndarray, logits: np.ndarray) -> float:
     """The expected calibration error of softmax(logits): by how much, in the mean over images, confidence and accuracy
-    differ within bins of equal width of confidence (Guo et al., arXiv:1706.04599, eq. 3)."""
-    probabilities = softmax(logits, axis=1)
+    differ within 15 bins of equal width of confidence (Guo et al., arXiv:1706.04599, eq. 3)."""
+    bins, probabilities = 15, softmax(logits, axis=1)
     confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
     places = np.minimum((confidence * bins).astype(int), bins - 1)
     differences = np.bincount(places, weights=correct - confidence, minlength=bins)

@@ -15,6 +15,7 @@ RULES = {
     "halving": "the best survivor of successive halving in the bank",
     "alone": "highest accuracy of all trained alone, together in the bank, to the end",
 }
+RESAMPLES = 10_000  # of the permutation test
 ROUNDED = 12  # digits of the means that are chosen by: the last ones would tell equal accuracies apart
 
 
@@ -29,7 +30,7 @@ def choose(scores: pd.DataFrame, rule: str, seed: int) -> int:
     return int(scores.groupby("operation")[rule].mean().round(ROUNDED).idxmax())
 
 
-def paired_test(chosen: np.ndarray, other: np.ndarray, *, resamples: int = 10_000) -> float:
+def paired_test(chosen: np.ndarray, other: np.ndarray) -> float:
     """The probability that two equally good heads differ in accuracy by so much on these images, or more.
 
     Both arrays say whether an image is classified correctly: (seeds, images). A permutation test that swaps the heads
@@ -38,9 +39,9 @@ def paired_test(chosen: np.ndarray, other: np.ndarray, *, resamples: int = 10_00
     difference = chosen.mean(axis=0) - other.mean(axis=0)
     # There are few sizes of a difference; how many images of each are swapped is binomial.
     sizes, counts = np.unique(np.abs(difference[difference != 0]), return_counts=True)
-    swapped = np.random.default_rng(0).binomial(counts, 0.5, size=(resamples, len(counts)))
+    swapped = np.random.default_rng(0).binomial(counts, 0.5, size=(RESAMPLES, len(counts)))
     reached = np.abs((counts - 2 * swapped) @ sizes) >= abs(difference.sum()) - 1e-9
-    return float((reached.sum() + 1) / (resamples + 1))
+    return float((reached.sum() + 1) / (RESAMPLES + 1))
 
 
 def rank(scores: pd.DataFrame, seed: int) -> pd.DataFrame:

@@ -83,13 +83,13 @@ class Surrogate:
         mean, std = self._optimizer.predict([self._point(c) for c in configurations], return_std=True)
         return tuple(self._lowest + self._unit * np.expm1(-mean + shift * std) for shift in (0, -1.96, 1.96))
 
-    def importance(self, *, count: int = 2000) -> np.ndarray:
+    def importance(self) -> np.ndarray:
         """The share of the (warped) loss's variance that each parameter is involved in, alone or with others.
 
         The total index of the functional ANOVA of the surrogate's mean, over the whole space (Jansen's estimator:
         Saltelli et al. 2010, doi:10.1016/j.cpc.2009.09.018, table 2 f). Shares overlap where parameters interact.
         """
-        rng = np.random.default_rng(0)
+        rng, count = np.random.default_rng(0), 2000
         base, other = rng.random((2, count, len(self.space)))
         places = [base]
         for number in range(len(self.space)):
