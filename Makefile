@@ -8,7 +8,10 @@ export OMP_WAIT_POLICY := PASSIVE
 export TQDM_MININTERVAL := $(shell [ -t 2 ] && echo 0.1 || echo 30)
 
 DATASET ?= fashion_sample
-PRESET ?= quick
+PRESET ?=
+MINUTES ?=
+METRIC ?=
+PLAN ?=
 SEED ?= 0
 BACKBONE ?=
 WEIGHTS ?=
@@ -17,7 +20,7 @@ ON_BAD ?=
 ON_LEAK ?=
 
 # A mistyped variable (make report DATSET=flowers) would otherwise be ignored in silence.
-VARIABLES := DATASET PRESET SEED BACKBONE WEIGHTS IMAGE_SIZE ON_BAD ON_LEAK PYTHON
+VARIABLES := DATASET PRESET MINUTES METRIC PLAN SEED BACKBONE WEIGHTS IMAGE_SIZE ON_BAD ON_LEAK PYTHON
 UNKNOWN := $(filter-out $(VARIABLES),$(foreach v,$(.VARIABLES),$(if $(filter command line,$(origin $v)),$v)))
 UNKNOWN := $(filter-out MAKEFLAGS MAKEOVERRIDES -*-command-variables-*-,$(UNKNOWN))
 ifneq ($(strip $(UNKNOWN)),)
@@ -29,12 +32,12 @@ endif
 help:  ## this list
 	@echo "fomo: finetune, optimise, search"
 	@sed -n 's/^\([a-z]*\):.*##/  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
-	@echo "  variables     DATASET (a name or a folder), PRESET (quick, report, best), SEED, BACKBONE, WEIGHTS, IMAGE_SIZE, ON_BAD, ON_LEAK"
+	@echo "  variables     DATASET (a name or a folder), MINUTES, METRIC (macro_f1, accuracy, log_loss), PRESET (auto, quick, report), PLAN, SEED, BACKBONE, WEIGHTS, IMAGE_SIZE, ON_BAD, ON_LEAK"
 
-RUN = --dataset "$(DATASET)" --preset "$(PRESET)" --seed "$(SEED)" --backbone "$(BACKBONE)" --weights "$(WEIGHTS)" \
+RUN = --dataset "$(DATASET)" --preset "$(PRESET)" --minutes "$(MINUTES)" --metric "$(METRIC)" --plan "$(PLAN)" --seed "$(SEED)" --backbone "$(BACKBONE)" --weights "$(WEIGHTS)" \
 	--image-size "$(IMAGE_SIZE)" --on-bad "$(ON_BAD)" --on-leak "$(ON_LEAK)"
 
-report: $(VENV)/installed  ## the whole pipeline: figures, tables, a model; make report DATASET=flowers PRESET=report
+report: $(VENV)/installed  ## the whole pipeline: figures, tables, a model; make report DATASET=path/to/folder MINUTES=20
 	@$(BIN)/python -m fomo report $(RUN)
 
 results: $(VENV)/installed  ## keeps what a finished report found in data/results; prints the table beside the published one

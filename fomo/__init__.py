@@ -47,7 +47,16 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "data": ["augment", "inspect", "suspects"],
         "model": ["load_model"],
         "stages": [
-            *("preprocess", "finetune", "optimize_finetuning", "race", "finetune_best", "extract_features"),
+            *(
+                "plan",
+                "preprocess",
+                "probe",
+                "finetune",
+                "optimize_finetuning",
+                "race",
+                "finetune_best",
+                "extract_features",
+            ),
             *("search_head", "tune_head", "train_head", "train_members", "compose", "evaluate"),
             *("FINETUNING_SPACE", "HEAD_SPACE", "beside_report", "gap"),
         ],

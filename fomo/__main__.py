@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import fomo
-from fomo.config import DATASETS, PRESETS, UserError, make_config
+from fomo.config import CHOICES, DATASETS, PRESETS, UserError, make_config
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -23,7 +23,12 @@ def main(arguments: list[str] | None = None) -> int:
     ):
         command = commands.add_parser(name, help=text)
         command.add_argument("--dataset", default="fashion_sample", help=f"{', '.join(DATASETS)}, or a folder")
-        command.add_argument("--preset", default="quick", help=", ".join(PRESETS))
+        command.add_argument(
+            "--preset", help=f"{', '.join(PRESETS)}; as it comes, quick for the sample, auto for all else"
+        )
+        command.add_argument("--minutes", help="that the whole run may take, pages included (preset auto; 15)")
+        command.add_argument("--metric", help=", ".join(CHOICES["metric"]))
+        command.add_argument("--plan", help="the plan.json of another run, to make it again")
         command.add_argument("--seed", default="0", help="a whole number from 0")
         command.add_argument("--backbone", help="a network that timm knows; the preset names one")
         command.add_argument("--weights", help="imagenet, random, or a .safetensors or .pth file")
@@ -87,7 +92,8 @@ def _report(given: argparse.Namespace) -> str:
     run, settings = _run(given)
     from fomo.report import report
 
-    parameters = {"DATASET": run.config.dataset, "PRESET": given.preset, "SEED": run.config.seed}
+    parameters = {"DATASET": run.config.dataset, "PRESET": run.preset, "SEED": run.config.seed}
+    parameters |= {"MINUTES": settings.pop("minutes", None)}
     return report(run, parameters | {"SETTINGS": settings})
 
 
@@ -112,12 +118,18 @@ def _run(given: argparse.Namespace) -> tuple["fomo.Run", dict]:
         dataset = str(Path(dataset).expanduser().absolute())
     if weights not in ("", None, "imagenet", "random"):
         weights = str(Path(weights).expanduser().absolute())
-    settings = {"backbone": given.backbone, "weights": weights}
+    try:
+        minutes = float(given.minutes) if given.minutes else None
+    except ValueError as error:
+        raise UserError(f"minutes '{given.minutes}' are no number; give such as 20") from error
+    settings = {"minutes": minutes, "metric": given.metric, "backbone": given.backbone, "weights": weights}
     settings |= {"image_size": int(given.image_size) if given.image_size else None}
     settings |= {"on_bad": given.on_bad, "on_leak": given.on_leak}
     settings = {name: value for name, value in settings.items() if value not in (None, "")}
-    make_config(dataset, given.preset, seed=int(given.seed), **settings)  # a wrong name is refused at once
-    return fomo.Run(dataset, given.preset, seed=int(given.seed), **settings), settings
+    preset = given.preset or None
+    make_config(dataset, preset, seed=int(given.seed), **settings)  # a wrong name is refused at once
+    plan = {"plan": str(Path(given.plan).expanduser().absolute())} if given.plan else {}
+    return fomo.Run(dataset, preset, seed=int(given.seed), **plan, **settings), plan | settings
 
 
 if __name__ == "__main__":

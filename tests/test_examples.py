@@ -59,7 +59,7 @@ def test_examples_of_docstrings_run(folder):
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
     for test in found:
         runner.run(test)
-    assert runner.summarize(verbose=False) == (0, 4)
+    assert runner.summarize(verbose=False) == (0, 5)
 
 
 def test_no_docstring_with_an_example_is_left_out():

@@ -39,9 +39,11 @@ def test_what_is_kept_tells_what_was_found(kept, finished):
         ({}, ""),
         ({"seed": 2}, "-seed2"),
         ({"on_leak": "drop", "image_size": 48}, "-drop-48px"),
-        ({"preset": "best", "backbone": "test_vit"}, "-best-test_vit"),
+        ({"preset": "report", "backbone": "test_vit"}, "-report-test_vit"),
+        ({"preset": "auto", "minutes": 5.0}, "-auto-5min"),
         ({"dataset": "flowers"}, "-quick"),
-        ({"dataset": "flowers", "preset": "best", "seed": 1}, "-seed1"),
+        ({"dataset": "flowers", "preset": "auto", "seed": 1}, "-seed1"),
+        ({"dataset": "flowers", "preset": "auto", "metric": "accuracy"}, "-accuracy"),
     ],
 )
 def test_results_of_another_variant_have_a_folder_of_their_own(changes, name):
@@ -51,15 +53,15 @@ def test_results_of_another_variant_have_a_folder_of_their_own(changes, name):
 def test_costs_are_those_of_all_stages(kept, finished):
     costs = read_table(kept / "costs.csv").set_index("stage")
     assert set(costs.index) == {*results.STAGES, "race"}
-    assert 0 < costs.loc["race", "seconds"] < costs.loc["4_best_finetuning", "seconds"] + 10  # the loser's training
-    stored = read_json(finished.run.folder / "6_darts" / "stage.json")
-    assert costs.loc["6_darts", "seconds"] == pytest.approx(stored["seconds"], abs=0.06)
+    assert 0 < costs.loc["race", "seconds"] < costs.loc["5_best_finetuning", "seconds"] + 10  # the loser's training
+    stored = read_json(finished.run.folder / "7_darts" / "stage.json")
+    assert costs.loc["7_darts", "seconds"] == pytest.approx(stored["seconds"], abs=0.06)
     assert (costs["peak_memory_mb"] > 50).all()
 
 
 def training_takes(seconds: float, run: Run, monkeypatch) -> None:
     """Each training of the race, which is yet to come, says that it took so long."""
-    shutil.rmtree(run.folder / "4_best_finetuning")
+    shutil.rmtree(run.folder / "5_best_finetuning")
     fit = finetuning.fit
 
     def timed(*arguments, **options):
@@ -78,8 +80,8 @@ def test_race_is_told_apart_from_the_training_of_its_winner(race_epochs, copied,
     assert len(fomo.race(run)) == 2
     costs = results.costs(copied).set_index("stage")["seconds"]
     assert costs["race"] == (2 if race_epochs else 1)
-    whole = read_json(run.folder / "4_best_finetuning" / "stage.json")["seconds"]
-    assert costs["race"] + costs["4_best_finetuning"] == pytest.approx(whole, abs=0.11)
+    whole = read_json(run.folder / "5_best_finetuning" / "stage.json")["seconds"]
+    assert costs["race"] + costs["5_best_finetuning"] == pytest.approx(whole, abs=0.11)
 
 
 def test_run_of_other_settings_does_not_replace_what_is_kept(kept, dataset, finished):
@@ -95,17 +97,44 @@ def test_run_of_other_settings_does_not_replace_what_is_kept(kept, dataset, fini
     pd.testing.assert_frame_equal(read_table(kept / "metrics.csv"), before)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"first_epochs": 0},
+        {"trials": 0},
+        {"head_trials": 0},
+        {"darts_epochs": 0},
+        {"members": 1, "final": "validation"},
+    ],
+)
+def test_run_that_leaves_a_step_out_is_kept_as_well(changes, tmp_path, monkeypatch):
+    folder = toys.write_dataset(tmp_path / "own", train=5, test=2)
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "kept")
+    run = toys.tiny_run(folder, **toys.SHORT | {"final": "validation"} | changes)
+    fomo.evaluate(run)
+    kept = results.collect(run)
+    assert (kept / "ranking.csv").exists() == (kept / "rules.csv").exists() == (run.config.darts_epochs > 0)
+    assert (kept / "trials.csv").exists() == (kept / "race.csv").exists() == (run.config.trials > 0)
+    assert (kept / "head_trials.csv").exists() == (run.config.darts_epochs > 0 and run.config.head_trials > 0)
+    assert (read_json(kept / "config.json")["found"]["head"] is None) == (not run.config.darts_epochs)
+    costs = read_table(kept / "costs.csv").assign(seconds=60.0)
+    costs.to_csv(kept / "costs.csv", index=False)
+    searches = sum(name in results.SEARCH for name in costs["stage"])
+    assert results.measured()["minutes"].tolist() == [len(costs)]
+    assert results.measured()["search / training"].tolist() == [searches / 2]
+
+
 def test_race_that_was_killed_has_taken_what_it_took_before_as_well(copied, monkeypatch):
     """Of each training's minute this process has seen next to nothing."""
     training_takes(60.0, copied, monkeypatch)
     fomo.race(toys.tiny_run(copied.config.dataset, race_epochs=2))
     seconds = results.costs(copied).set_index("stage")["seconds"]
-    assert (seconds["race"], seconds["4_best_finetuning"]) == (120, 60)
+    assert (seconds["race"], seconds["5_best_finetuning"]) == (120, 60)
 
 
 def test_run_that_is_not_finished_is_not_kept(dataset, copied):
-    (copied.folder / "11_evaluation" / "stage.json").unlink()
-    with pytest.raises(UserError, match="not finished 11_evaluation; make report"):
+    (copied.folder / "12_evaluation" / "stage.json").unlink()
+    with pytest.raises(UserError, match="not finished 12_evaluation; make report"):
         results.collect(copied)
 
 
@@ -155,7 +184,7 @@ def test_measured_shows_ours_beside_the_reports(tmp_path, monkeypatch):
         columns = ["model", "metric", "value", "low", "high"]
         pd.DataFrame([("other", "accuracy", 0.1, 0, 1), *rows], columns=columns).to_csv(tmp_path / name / "metrics.csv")
         stages = [*results.STAGES, "race"]
-        seconds = [350.0 if stage == "4_best_finetuning" else 50.0 for stage in stages]
+        seconds = [350.0 if stage == "5_best_finetuning" else 50.0 for stage in stages]
         pd.DataFrame({"stage": stages, "seconds": seconds}).to_csv(tmp_path / name / "costs.csv")
         found = {"split": "validation" if name == "own" else "test"}
         write_json(tmp_path / name / "config.json", {"dataset": name.removesuffix("-drop"), "found": found})
@@ -167,7 +196,7 @@ def test_measured_shows_ours_beside_the_reports(tmp_path, monkeypatch):
     assert table.loc["skin_cancer-drop", "accuracy, report"] == 0.87
     assert np.isnan(table.loc["own (validation)", "accuracy, report"])
     assert table["search / training"].tolist() == [0.5] * 3
-    assert table["minutes"].tolist() == [15] * 3
+    assert table["minutes"].tolist() == [16] * 3
     assert table["on"].to_dict() == {
         "emotions": "slow one",
         "skin_cancer-drop": "slow one",

@@ -23,11 +23,15 @@ ALLOWED = {  # what each room may import besides itself, from the bottom
     "storage": {"config"},
     "figures": set(),
     **dict.fromkeys(PARTS, LOWEST),
+    "clock": LOWEST,
+    "artifacts": {"clock"} | LOWEST,
     "training": {"networks", "data"} | LOWEST,
     "model": {"networks", "data"} | LOWEST,
 }
 ALLOWED["stages"] = set(ALLOWED) - {"figures"}
-ALLOWED["results"] = ALLOWED["report"] = ALLOWED["stages"] | {"stages"}
+ALLOWED["pages"] = LOWEST
+ALLOWED["results"] = ALLOWED["stages"] | {"stages"}
+ALLOWED["report"] = ALLOWED["results"] | {"pages"}
 ALLOWED["evidence"] = {*ALLOWED, ""}  # "": the public names, which come from any room
 ALLOWED["__main__"] = {*ALLOWED, "evidence", ""}
 PACKAGE = ROOT / "fomo"

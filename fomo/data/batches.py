@@ -9,27 +9,42 @@ from fomo.storage import release
 
 
 def augment(
-    images: torch.Tensor, rotation: float, generator: torch.Generator, zoom: float = 0.0, side: int = 0
+    images: torch.Tensor,
+    rotation: float,
+    generator: torch.Generator,
+    zoom: float = 0.0,
+    side: int = 0,
+    flip: str = "horizontal",
 ) -> torch.Tensor:
     """The report's RandomHorizontalFlip and RandomRotation, for a batch (images, channels, side, side) at once.
 
-    Each image has an angle of its own between -`rotation` and `rotation` degrees; corners are filled with black. With
-    `zoom`, a square of 1 - `zoom` to 1 of the image's side, anywhere in it, is what is kept, and brought to the size
-    of the image again, or to `side` pixels unless that is 0.
+    Each image has an angle of its own between -`rotation` and `rotation` degrees; corners are filled with black. `flip`
+    says what then happens to half of the images: horizontal (left and right change places), none, or both (top and
+    bottom, too, of a half drawn anew). With `zoom`, a square of 1 - `zoom` to 1 of the image's side, anywhere in it, is
+    what is kept, and brought to the size of the image again, or to `side` pixels unless that is 0.
     """
     count = len(images)
     angle = torch.deg2rad((2 * torch.rand(count, generator=generator) - 1) * rotation)
-    flip = 1 - 2.0 * (torch.rand(count, generator=generator) < 0.5)
+    across, down = torch.ones(2, count)
+    if flip != "none":
+        across = _signs(count, generator)
+    if flip == "both":
+        down = _signs(count, generator)
     kept, shift = torch.ones(count), torch.zeros(2, count)
     if zoom:
         kept -= zoom * torch.rand(count, generator=generator)
         shift = (2 * torch.rand(2, count, generator=generator) - 1) * (1 - kept)
     cos, sin = kept * angle.cos(), kept * angle.sin()
-    rows = [flip * cos, -sin, shift[0], flip * sin, cos, shift[1]]
+    rows = [across * cos, -down * sin, shift[0], across * sin, down * cos, shift[1]]
     matrix = torch.stack(rows, dim=1).view(count, 2, 3).to(images.device, non_blocking=True)
     side = side or images.shape[-1]
     grid = F.affine_grid(matrix, (*images.shape[:2], side, side), align_corners=False)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def _signs(count: int, generator: torch.Generator) -> torch.Tensor:
+    """-1 (mirrored) or 1 with equal chances (count)."""
+    return 1 - 2.0 * (torch.rand(count, generator=generator) < 0.5)
 
 
 class ImageBatches(torch.utils.data.Dataset):
@@ -52,6 +67,7 @@ class ImageBatches(torch.utils.data.Dataset):
         zoom=0.0,
         side=0,
         scale=1.0,
+        flip="horizontal",
         generator=None,
         device="cpu",
     ):
@@ -64,6 +80,7 @@ class ImageBatches(torch.utils.data.Dataset):
         self.zoom = zoom
         self.side = side
         self.scale = scale
+        self.flip = flip
         self.generator = generator
         self.device = torch.device(device)
 
@@ -79,7 +96,8 @@ class ImageBatches(torch.utils.data.Dataset):
         if 0 < self.side < images.shape[-1]:
             images = F.interpolate(images, size=(self.side, self.side), mode="bilinear", antialias=True)
         if self.generator is not None:
-            images = augment(images, self.rotation, self.generator, self.zoom, round(self.scale * images.shape[-1]))
+            side = round(self.scale * images.shape[-1])
+            images = augment(images, self.rotation, self.generator, self.zoom, side, self.flip)
         return (images - self.mean) / self.std, self.labels[numbers]  # a grey image becomes three equal channels
 
 
@@ -97,12 +115,17 @@ class FeatureBatches(torch.utils.data.Dataset):
         return torch.from_numpy(np.array(self.features[numbers])), self.labels[numbers]
 
 
-def loader(batches: torch.utils.data.Dataset, batch_size: int, generator: torch.Generator | None = None) -> DataLoader:
-    """Yields (x, y): in the stored order, or, with a `generator`, shuffled anew in each epoch."""
+def loader(
+    batches: torch.utils.data.Dataset, batch_size: int, generator: torch.Generator | None = None, *, images: int = 0
+) -> DataLoader:
+    """Yields (x, y): in the stored order, or, with a `generator`, shuffled anew in each epoch, which has so many
+    `images`, or all if that is 0."""
     on_gpu = isinstance(batches, ImageBatches) and batches.device.type == "cuda"
     options = {"batch_size": None, "pin_memory": torch.cuda.is_available() and not on_gpu}
     if generator is None:
         return DataLoader(batches, sampler=BatchSampler(SequentialSampler(batches), batch_size, False), **options)
-    single = len(batches) % batch_size == 1  # batch normalisation cannot train on a batch of one image
-    sampler = BatchSampler(RandomSampler(batches, generator=generator), batch_size, drop_last=single)
+    count = min(images or len(batches), len(batches))
+    single = count % batch_size == 1  # batch normalisation cannot train on a batch of one image
+    drawn = RandomSampler(batches, num_samples=count, generator=generator)
+    sampler = BatchSampler(drawn, batch_size, drop_last=single)
     return DataLoader(batches, sampler=sampler, generator=generator, **options)

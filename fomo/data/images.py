@@ -37,16 +37,40 @@ def as_seen(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def to_pixels(image: Image.Image, image_size: int, channels: int, crop: float = 0.875) -> np.ndarray:
+def to_pixels(image: Image.Image, image_size: int, channels: int, crop: float = 0.875, fit: str = "crop") -> np.ndarray:
     """Resize and CenterCrop of an image as seen, as uint8 (channels, side, side); channels is 1 (grey) or 3.
 
-    `crop` is the share of the shorter side that is kept: 0.875 are the report's Resize(256), CenterCrop(224).
+    `fit` says what becomes a square of `image_size` / `crop` pixels: the middle of the image (crop), all of it,
+    distorted (squish), or all of it between black bars (pad). The middle `crop` of that square's side is kept: 0.875
+    are the report's Resize(256), CenterCrop(224).
     """
     image = as_seen(image).convert("L" if channels == 1 else "RGB")
+    resized = FITS[fit](image, round(image_size / crop))
+    pixels = np.asarray(center_crop(resized, [image_size]))  # what `_pad` leaves open is black
+    return pixels.reshape(image_size, image_size, channels).transpose(2, 0, 1)
+
+
+def _crop(image: Image.Image, side: int) -> Image.Image:
+    """The image with its shorter side `side` pixels long, the longer one at most eight times that."""
     longest = 8 * min(image.size)  # what lies farther out is cropped anyway; resized first, it could fill the memory
     image = center_crop(image, [min(image.height, longest), min(image.width, longest)])
-    image = center_crop(resize(image, [round(image_size / crop)], antialias=True), [image_size])
-    return np.asarray(image).reshape(image_size, image_size, channels).transpose(2, 0, 1)
+    return resize(image, [side], antialias=True)
+
+
+def _squish(image: Image.Image, side: int) -> Image.Image:
+    """All of the image in a square of `side` pixels."""
+    shrunk = resize(image, [min(image.height, side), min(image.width, side)], antialias=True)
+    return resize(shrunk, [side, side], antialias=True)  # at once, a very high image would first become a wide one, too
+
+
+def _pad(image: Image.Image, side: int) -> Image.Image:
+    """All of the image with its longer side `side` pixels long."""
+    longest = max(image.size)
+    lengths = [max(1, round(side * length / longest)) for length in (image.height, image.width)]
+    return resize(image, lengths, antialias=True)
+
+
+FITS = {"crop": _crop, "squish": _squish, "pad": _pad}
 
 
 def for_each(function, items: list, description: str):
@@ -59,9 +83,17 @@ def for_each(function, items: list, description: str):
 
 
 def store_pixels(
-    dataset: Dataset, files: pd.Series, path: Path, image_size: int, description: str, crop: float = 0.875
+    dataset: Dataset,
+    files: pd.Series,
+    path: Path,
+    image_size: int,
+    description: str,
+    crop: float = 0.875,
+    fit: str = "crop",
+    channels: int | None = None,
 ) -> pd.DataFrame:
-    """Stores `to_pixels` of `files` as uint8 (images, channels, side, side): 1 channel if the train images are grey.
+    """Stores `to_pixels` of `files` as uint8 (images, channels, side, side): by default 1 channel if the train images
+    are grey, else 3.
 
     This head of the transforms is the same in every epoch, so it is computed once. Returns the table (file, reason) of
     the images that cannot be decoded; their rows are left black.
@@ -70,7 +102,7 @@ def store_pixels(
     def decode(file: str) -> np.ndarray | str:
         try:
             with dataset.source.open(file) as image:
-                return to_pixels(image, image_size, channels, crop)
+                return to_pixels(image, image_size, channels, crop, fit)
         except Exception as error:  # a damaged file makes the decoders raise nearly anything
             return reason(error)
 
@@ -81,7 +113,7 @@ def store_pixels(
         except Exception:
             return True  # what is wrong with it is said when it is decoded
 
-    channels = 1 if all(map(is_grey, dataset.train["file"])) else 3
+    channels = channels or (1 if all(map(is_grey, dataset.train["file"])) else 3)
     files, damaged = list(files), []
     with new_array(path, (len(files), channels, image_size, image_size), np.uint8) as store:
         for row, pixels in enumerate(for_each(decode, files, description)):

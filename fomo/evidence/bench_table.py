@@ -21,18 +21,19 @@ from fomo.storage import atomic, read_json, read_table, write_json, write_table
 # In the table's order. What the trials on stored views took was measured when there were such; they were no faster.
 PARTS = ("images", "trials", "heads", "memory", "search", "pipeline")
 STAGES = {  # in a reader's words
-    "4_best_finetuning": "final training",
-    "3_bayesian_optimization": "study of the finetuning",
+    "5_best_finetuning": "final training",
+    "4_bayesian_optimization": "study of the finetuning",
     "race": "race of its best",
-    "6_darts": "head search",
-    "7_head_tuning": "study of the head",
-    "2_finetuning": "first finetuning",
-    "11_evaluation": "evaluation",
+    "2_probe": "probe",
+    "7_darts": "head search",
+    "8_head_tuning": "study of the head",
+    "3_finetuning": "first finetuning",
+    "12_evaluation": "evaluation",
     "1_preprocessing": "preprocessing",
-    "5_features": "feature extraction",
-    "8_head": "final head",
-    "9_ensemble": "further networks",
-    "10_final": "final model",
+    "6_features": "feature extraction",
+    "9_head": "final head",
+    "10_ensemble": "further networks",
+    "11_final": "final model",
 }
 
 
@@ -116,8 +117,8 @@ def costs() -> pd.DataFrame:
         minutes = read_table(path).set_index("stage")["seconds"] / 60
         gpu = read_json(path.with_name("machine.json")).get("gpu")
         row = {"data set": path.parent.name + (f", {gpu}" if gpu else ""), "on": measured_on(path.parent)}
-        row |= {word: minutes[stage] for stage, word in STAGES.items()}
-        row |= {"all": minutes.sum(), "all of search": minutes[list(SEARCH)].sum()}
+        row |= {word: minutes.get(stage, 0.0) for stage, word in STAGES.items()}  # runs of before have no probe
+        row |= {"all": minutes.sum(), "all of search": minutes.reindex(SEARCH).sum()}
         row |= {"all of training": minutes[list(TRAINING)].sum()}
         rows.append(row | {"search / training": row["all of search"] / row["all of training"]})
     return pd.DataFrame(rows)
@@ -175,7 +176,7 @@ def time_spent(costs: pd.DataFrame, *, ax: plt.Axes | None = None) -> plt.Axes:
         "head: search and study": (["head search", "study of the head"], "#9dbfe0"),
         "first finetuning": (["first finetuning"], "#75797e"),
         "evaluation": (["evaluation"], GREY),
-        "all else": (["preprocessing", "feature extraction", "final head", "final model"], "#d3d6d9"),
+        "all else": (["preprocessing", "probe", "feature extraction", "final head", "final model"], "#d3d6d9"),
     }
     ends, places = np.zeros(len(costs)), np.arange(len(costs))
     total = costs[[stage for stages, _ in parts.values() for stage in stages]].sum(axis=1)

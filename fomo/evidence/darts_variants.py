@@ -80,7 +80,7 @@ def variants(run: Run) -> pd.DataFrame:
     path = RESULTS / "darts_variants.csv"
     table = read_table(path) if path.exists() else pd.DataFrame(columns=["search"])
     search_head(run)
-    accuracy = open_stage(run, "6_darts").table("scores").groupby("operation")["alone"].mean().to_numpy()
+    accuracy = open_stage(run, "7_darts").table("scores").groupby("operation")["alone"].mean().to_numpy()
     seeds = range(run.config.seed, run.config.seed + run.config.head_seeds)
     for name, options in VARIANTS.items():
         if name in set(table["search"]):

@@ -19,7 +19,7 @@ from fomo.networks.classifier import Network
 from fomo.networks.inference import predict
 from fomo.stages.common import outcome
 from fomo.stages.ensemble import SEEDS
-from fomo.stages.final import VIEWS, judge, score
+from fomo.stages.final import judge, score, view_sets
 from fomo.stages.finetuning import (
     FINETUNING_FIRST,
     FINETUNING_SPACE,
@@ -32,6 +32,10 @@ from fomo.storage import read_json, read_table, write_table
 from fomo.study.study import Study, medians
 from fomo.study.trials import run_trial
 
+MEASURED = {  # what all runs on the sample have in common, on top of preset `quick`
+    **{"crop": 0.875, "rotation": 30.0, "batch_size": 64, "schedule": "constant", "label_smoothing": 0.0},
+    **{"averaging": 0.0, "keep": "loss", "probe_start": False, "plain": False, "trial_share": 1.0},
+}
 RECIPES = {  # each a change to the first; "all" is those above it at once, "best" what the preset took of them
     "plain": {},
     "whole image": {"crop": 1.0},
@@ -71,7 +75,7 @@ def recipe_run(recipe: str, seed: int) -> Run:
     """A run on the sample whose images are prepared as the recipe says."""
     settings = RECIPES[recipe]
     crop = "whole" if "crop" in settings else "cropped"
-    return Run("fashion_sample", "quick", seed=seed, name=f"recipes-{crop}-{seed}", **settings)
+    return Run("fashion_sample", "quick", seed=seed, name=f"recipes-{crop}-{seed}", **MEASURED | settings)
 
 
 def recipe_summary(table: pd.DataFrame, first: str) -> pd.DataFrame:
@@ -84,7 +88,12 @@ def recipe_summary(table: pd.DataFrame, first: str) -> pd.DataFrame:
     return pd.DataFrame(columns).sort_values("loss")
 
 
-SKIN_CANCER = {  # each a change to `best`, or to the configuration that its study found there with seed 0
+BEST = {  # the recipe that the networks of data/results/skin_cancer were trained by, on top of preset `report`
+    **{"backbone": "tf_efficientnet_lite0", "image_size": 192, "crop": 1.0, "validation_share": 0.1, "epochs": 12},
+    **{"rotation": 180.0, "zoom": 0.5, "train_scale": 5 / 6, "schedule": "cosine", "averaging": 0.99},
+    "keep": "accuracy",
+}
+SKIN_CANCER = {  # each a change to `BEST`, or to the configuration that its study found there with seed 0
     "best": {},
     "trained at 192 px, judged at 224": {"image_size": 224, "train_scale": 6 / 7},
     "trained at 192 px": {"train_scale": 1.0},
@@ -99,7 +108,7 @@ SKIN_CANCER = {  # each a change to `best`, or to the configuration that its stu
 
 
 def skin_cancer_recipes() -> pd.DataFrame:
-    """Each of `SKIN_CANCER` on the divisions of three of the networks of a run of `best`, trained as those are: a row
+    """Each of `SKIN_CANCER` on the divisions of three of the networks of such a run, trained as those are: a row
     each, with accuracy, macro F1 and calibrated loss of its linear layer on the eight views of the validation images.
     Stored as data/results/skin_cancer_recipes.csv, row by row; hours on a processor, half an hour on a GPU."""
     keys = [{"recipe": recipe, "seed": SEEDS * number} for number in range(3) for recipe in SKIN_CANCER]
@@ -115,7 +124,7 @@ def train_on_skin_cancer(recipe: str, seed: int) -> dict:
     found = read_json(RESULTS / "skin_cancer" / "config.json")["found"]["finetuning"]
     changes = {name: value for name, value in SKIN_CANCER[recipe].items() if name in found}
     history = fit_images(run, data, classifier, found | changes, run.config.epochs)
-    network = Network(classifier.backbone, [classifier.head], VIEWS[-1])
+    network = Network(classifier.backbone, [classifier.head], view_sets(run.config.flip, run.config.rotation)[-1])
     logits, labels = predict(network, image_loader(run, data.part("validation"), classifier.backbone), run.device)
     worth = judge(labels.numpy(), logits.double().numpy())
     named = score(labels.numpy(), logits.argmax(1).numpy(), len(data.dataset.classes))
@@ -123,10 +132,10 @@ def train_on_skin_cancer(recipe: str, seed: int) -> dict:
 
 
 def skin_run(recipe: str) -> Run:
-    """A run of `best` on Skin Cancer whose images are prepared as the recipe says."""
+    """A run by `BEST` on Skin Cancer whose images are prepared as the recipe says."""
     settings = {name: value for name, value in SKIN_CANCER[recipe].items() if name not in FINETUNING_SPACE}
     size = settings.get("image_size", "best")
-    return Run("skin_cancer", "best", name=f"recipes-{size}", **settings)
+    return Run("skin_cancer", "report", name=f"recipes-{size}", **BEST | settings)
 
 
 FIDELITIES = {
@@ -134,7 +143,7 @@ FIDELITIES = {
     "a quarter of the images": {"trial_share": 0.25},
     "half the side": {"trial_size": 32},
     "both": {"trial_share": 0.25, "trial_size": 32},
-    "half the images, half the side": {"trial_share": 0.5, "trial_size": 32},  # as in the preset `best`
+    "half the images, half the side": {"trial_share": 0.5, "trial_size": 32},  # as on skin_cancer
 }
 
 
@@ -154,7 +163,7 @@ def try_cheaply(fidelity: str, place: int) -> dict:
 
 def fidelity_run(fidelity: str) -> Run:
     """A run on the sample whose trials are as cheap as `fidelity` says."""
-    return Run("fashion_sample", "quick", seed=1, name="fidelities", **FIDELITIES[fidelity])
+    return Run("fashion_sample", "quick", seed=1, name="fidelities", **MEASURED | FIDELITIES[fidelity])
 
 
 def fidelity_summary(table: pd.DataFrame) -> pd.DataFrame:

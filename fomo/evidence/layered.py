@@ -20,7 +20,8 @@ from fomo.evidence.blocks import ACTIVATIONS, NORMS, Block, BlockHead
 from fomo.networks.heads import HEADS, LINEAR
 from fomo.stages import selection
 from fomo.stages.common import seeded
-from fomo.stages.head_search import feature_loaders, sample_features, search_head
+from fomo.stages.features import feature_loaders, sample_features
+from fomo.stages.head_search import search_head
 from fomo.training.darts import search
 from fomo.training.halving import halve, rungs
 from fomo.training.loop import DivergedError, fit, make_optimizer

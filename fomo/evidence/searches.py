@@ -24,8 +24,9 @@ from fomo.evidence.finetuning import (
 from fomo.evidence.layered import search_layered
 from fomo.evidence.problems import CONTESTANTS, EVALUATIONS, PROBLEMS, problem
 from fomo.networks.heads import HEADS
+from fomo.stages.features import extract_features
 from fomo.stages.finetuning import FINETUNING_FIRST, FINETUNING_SPACE, finetuning_trial
-from fomo.stages.head_search import extract_features, new_bank, search_head, train_alone
+from fomo.stages.head_search import new_bank, search_head, train_alone
 from fomo.stages.metrics import log_loss
 from fomo.storage import read_table, write_table
 from fomo.study.study import Study

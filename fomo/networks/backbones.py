@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fomo.config import UserError
-from fomo.networks.weights import imagenet_weights, read_weights, rename_lite0
+from fomo.networks.weights import OFFLINE, imagenet_weights, read_weights, rename_packaged
 
 
 class Backbone(nn.Module):
@@ -107,8 +107,8 @@ def load_backbone(name: str, weights: str, image_size: int) -> Backbone:
         return _build(name, image_size)
     path = Path(weights).expanduser() if weights != "imagenet" else imagenet_weights(name)
     state = read_weights(path)
-    if name == "tf_efficientnet_lite0" and weights == "imagenet":
-        state = rename_lite0(state, path)
+    if name in OFFLINE and weights == "imagenet":
+        state = rename_packaged(name, state, path)
     try:
         return _build(name, image_size, state)
     except (RuntimeError, KeyError) as error:

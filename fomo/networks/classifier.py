@@ -23,9 +23,10 @@ class Classifier(nn.Module):
 
 class Network(nn.Module):
     """A backbone with one or more `heads`: images (batch, 3, side, side) -> log-probabilities (batch, classes), the
-    mean of all heads and of the first `views` of each image (`view`)."""
+    mean of all heads and of the `views` of each image, numbers that `view` knows; the first is 0, the image as it is.
+    """
 
-    def __init__(self, backbone: Backbone, heads: list[nn.Module], views: int = 1):
+    def __init__(self, backbone: Backbone, heads: list[nn.Module], views: tuple[int, ...] = (0,)):
         super().__init__()
         self.backbone = backbone
         self.heads = nn.ModuleList(heads)
@@ -35,8 +36,8 @@ class Network(nn.Module):
         return self.judge(self.look(images))
 
     def look(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """The features (batch, features) of each view; the first one is the image as it is."""
-        return [self.backbone(view(images, number)) for number in range(self.views)]
+        """The features (batch, features) of each view."""
+        return [self.backbone(view(images, number)) for number in self.views]
 
     def judge(self, views: list[torch.Tensor]) -> torch.Tensor:
         """The log-probabilities from the features of each view."""

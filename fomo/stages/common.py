@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import wraps
 
 import numpy as np
 import pandas as pd
@@ -12,32 +14,34 @@ from torch import nn
 from fomo.artifacts import Run, Stage
 from fomo.data.datasets import load_dataset
 from fomo.networks.weights import weights_fingerprint
-from fomo.storage import load_state, save_state
+from fomo.stages.planning import settle
+from fomo.storage import load_state, read_json, save_state
 from fomo.study.study import Study
 
 FINETUNING = (  # the settings of every finetuning
-    *("backbone", "weights", "rotation", "zoom", "train_scale", "batch_size"),
-    *("schedule", "label_smoothing", "mixup", "averaging"),
+    *("backbone", "weights", "flip", "rotation", "zoom", "train_scale", "batch_size", "epoch_images"),
+    *("schedule", "label_smoothing", "mixup", "averaging", "probe_start", "plain"),
 )
 TRIALS = ("trials", "trial_epochs", "trial_share", "trial_size", "initial_trials", "prune", "trial_seconds")
-RACE = ("keep", "epochs", "finalists", "finalists_per_layer", "race_epochs", "race_share")
+RACE = ("keep", "epochs", "finalists", "race_epochs", "race_share", "keep_first")
 HEAD_SEARCH = (
     *("head_images", "darts_epochs", "weight_lr", "alpha_lr", "head_seeds"),
     *("alone_epochs", "alone_lr", "selection", "keep_linear"),
 )
 # The folder of each stage: the stage that it follows, and the settings that it adds to those of all stages before it.
 STAGES = {
-    "1_preprocessing": (None, ("image_size", "crop", "validation_share", "seed", "on_bad", "on_leak")),
-    "2_finetuning": ("1_preprocessing", (*FINETUNING, "keep", "first_epochs")),
-    "3_bayesian_optimization": ("1_preprocessing", (*FINETUNING, *TRIALS)),
-    "4_best_finetuning": ("3_bayesian_optimization", RACE),
-    "5_features": ("4_best_finetuning", ()),
-    "6_darts": ("5_features", HEAD_SEARCH),
-    "7_head_tuning": ("6_darts", ("head_trials", "head_epochs", "head_batch")),
-    "8_head": ("7_head_tuning", ()),
-    "9_ensemble": ("8_head", ()),  # whose networks do not depend on how many there are
-    "10_final": ("9_ensemble", ("members", "final")),
-    "11_evaluation": ("10_final", ("first_epochs", "bootstrap")),
+    "1_preprocessing": (None, ("image_size", "fit", "crop", "validation_share", "seed", "on_bad", "on_leak")),
+    "2_probe": ("1_preprocessing", ("backbone", "weights", "metric")),
+    "3_finetuning": ("2_probe", (*FINETUNING, "keep", "first_epochs")),
+    "4_bayesian_optimization": ("2_probe", (*FINETUNING, *TRIALS)),
+    "5_best_finetuning": ("4_bayesian_optimization", RACE),
+    "6_features": ("5_best_finetuning", ()),
+    "7_darts": ("6_features", HEAD_SEARCH),
+    "8_head_tuning": ("7_darts", ("head_trials", "head_epochs", "head_batch")),
+    "9_head": ("8_head_tuning", ()),
+    "10_ensemble": ("9_head", ()),  # whose networks do not depend on how many there are
+    "11_final": ("10_ensemble", ("members", "final")),
+    "12_evaluation": ("11_final", ("first_epochs", "bootstrap")),
 }
 
 
@@ -58,7 +62,8 @@ class Trained:
 
 def open_stage(run: Run, name: str, **inputs: str) -> Stage:
     """The stage in folder `name`, bound to its settings and those of all stages before it, to the train data and the
-    weights file that they name, and to further `inputs`."""
+    weights file that they name, and to further `inputs`. A run with minutes has its plan by then."""
+    settle(run)
     if not run.inputs:
         run.inputs["data"] = load_dataset(run.config.dataset).fingerprint()
         run.inputs["weights_file"] = weights_fingerprint(run.config.weights)
@@ -67,6 +72,28 @@ def open_stage(run: Run, name: str, **inputs: str) -> Stage:
         before, fields = STAGES[before]
         settings |= {field: getattr(run.config, field) for field in fields}
     return Stage(run.folder / name, settings | run.inputs | inputs)
+
+
+def step(folder: str) -> Callable:
+    """Decorates the function of a stage: a run with minutes has its plan before, and its clock counts while the stage
+    is not done."""
+
+    def decorate(function: Callable) -> Callable:
+        @wraps(function)
+        def call(run: Run, *args, **options):
+            settle(run)
+            with nullcontext() if finished(run, folder) else run.clock.running():
+                return function(run, *args, **options)
+
+        return call
+
+    return decorate
+
+
+def finished(run: Run, folder: str) -> bool:
+    """Whether the stage in this folder has its result."""
+    record = run.folder / folder / "stage.json"
+    return record.exists() and read_json(record)["done"]
 
 
 def store_trained(stage: Stage, model: nn.Module, history: pd.DataFrame, **costs: float) -> None:

@@ -1,4 +1,4 @@
-"""Stage 11: the test split, read once, for the final model and for everything that it has to be better than."""
+"""Stage 12: the test split, read once, for the final model and for everything that it has to be better than."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +13,18 @@ from fomo.config import UserError
 from fomo.data.tables import HIDDEN
 from fomo.networks.backbones import Backbone
 from fomo.networks.classifier import Network, average
-from fomo.networks.inference import predict, store_features
+from fomo.networks.inference import predict
 from fomo.stages import metrics
-from fomo.stages.common import open_stage
+from fomo.stages.common import open_stage, step
 from fomo.stages.final import compose
-from fomo.stages.finetuning import finetune, finetune_best, untrained
+from fomo.stages.finetuning import finetune
 from fomo.stages.head_search import train_head
-from fomo.stages.preprocessing import Preprocessed, image_loader, preprocess, read_pixels
+from fomo.stages.preprocessing import image_loader, preprocess, read_pixels
+from fomo.stages.probing import probe
+from fomo.stages.racing import finetune_best
 from fomo.storage import new_array
+
+MODEL = "model.safetensors"  # the best model of a run, in its folder
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,7 @@ class Evaluation:
     model_path: Path
 
 
+@step("12_evaluation")
 def evaluate(run: Run) -> Evaluation:
     """Everything that the test split tells, read once: the final model, and beside it what each step had reached.
 
@@ -50,7 +55,7 @@ def evaluate(run: Run) -> Evaluation:
     """
     config, data = run.config, preprocess(run)
     test, classes = data.dataset.test(), data.dataset.classes
-    stage = open_stage(run, "11_evaluation", test=data.dataset.fingerprint("test"))
+    stage = open_stage(run, "12_evaluation", test=data.dataset.fingerprint("test"))
     split = "validation" if (test["label"] == HIDDEN).all() else "test"
     if not stage.done:
         left_out = read_pixels(run, data.dataset, test["file"], stage.path("test.npy"))
@@ -63,9 +68,8 @@ def evaluate(run: Run) -> Evaluation:
         model, validation = compose(run).model, data.part("validation")
         networks, temperatures = model.classifier.networks, model.classifier.temperatures
         decide = model.classifier.decide
-        steps = Steps(networks[0], [finetune_best(run).model.head, train_head(run).model])
-        first, *others = _judge(run, steps, shown)
-        validated, *others_validated = _judge(run, steps, validation)  # what further networks have been trained on
+        first, others = _judge_first(run, networks[0], shown)
+        validated, others_validated = _judge_first(run, networks[0], validation)  # further ones have learned from these
         outputs = [first, *(_judge(run, network, shown) for network in networks[1:])]
         logits = average(outputs, temperatures)
         _store_predictions(stage, test, rows, decide(logits), classes)
@@ -73,9 +77,8 @@ def evaluate(run: Run) -> Evaluation:
         if split == "validation":
             shown, images, outputs = validation, data.images[data.images["split"] == "validation"], [validated]
             logits, others = on_validation, others_validated
-        names = ("finetuned, best trial", "with searched head")
-        predictions = _predict_others(run, stage, data, shown)
-        predictions |= {name: one.argmax(1).numpy() for name, one in zip(names, others, strict=True)}
+        predictions = {"majority class": metrics.predict_majority(data.part("train")[2], len(shown[1]))}
+        predictions |= {name: one.argmax(1).numpy() for name, one in others.items()}
         if len(outputs) > 1:
             predictions |= {"one network": decide(average(outputs[:1], temperatures[:1]))[0]}
         if any(model.classifier.handicaps):
@@ -89,7 +92,7 @@ def evaluate(run: Run) -> Evaluation:
         stage.save_table("calibration", _calibration(shown[2], sure))
         columns = images[["file", "label"]].assign(row=shown[1], **predictions)
         stage.save_table("scored", columns.assign(confidence=confidence))
-        model.save(stage.path("model.safetensors"))
+        model.save(run.folder / MODEL)
         stage.finish()
     scored = stage.table("scored")
     pixels = stage.array("test") if split == "test" else data.pixels
@@ -103,7 +106,7 @@ def evaluate(run: Run) -> Evaluation:
         pixels,
         stage.table("validation"),
         stage.table("calibration"),
-        stage.path("model.safetensors"),
+        run.folder / MODEL,
     )
 
 
@@ -130,6 +133,22 @@ def _judge(run: Run, network: nn.Module, part: tuple) -> torch.Tensor:
     return predict(network, image_loader(run, part, network.backbone), run.device)[0]
 
 
+def _judge_first(run: Run, network: Network, part: tuple) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The logits of the final model's first `network` for the images of a part, and those of what it has to be better
+    than, step by step: the probe, the finetuned network, with the searched head."""
+    tested, searched, first = probe(run), train_head(run), finetune(run)
+    finetuned = finetune_best(run).model
+    heads = {"finetuned": finetuned.head} | ({"with searched head": searched.model} if searched else {})
+    if compose(run).chosen["heads"] == "probe":
+        final, of_probe = _judge(run, Steps(network, [tested.head]), part)
+        _, *of_heads = _judge(run, Steps(Network(finetuned.backbone, [finetuned.head]), list(heads.values())), part)
+    else:
+        final, *of_heads = _judge(run, Steps(network, list(heads.values())), part)
+        of_probe = _judge(run, tested.model, part)
+    others = {"probe": of_probe} | ({"finetuned, first point": _judge(run, first.model, part)} if first else {})
+    return final, others | dict(zip(heads, of_heads, strict=True))
+
+
 def _calibration(labels: np.ndarray, logits: dict[str, np.ndarray]) -> pd.DataFrame:
     """Loss (mean negative log-likelihood) and expected calibration error of several versions of the probabilities."""
     rows = [
@@ -141,27 +160,6 @@ def _calibration(labels: np.ndarray, logits: dict[str, np.ndarray]) -> pd.DataFr
         for name, one in logits.items()
     ]
     return pd.DataFrame(rows)
-
-
-def _predict_others(run: Run, stage: Stage, data: Preprocessed, part: tuple) -> dict[str, np.ndarray]:
-    """The classes that models predict for `part` which know nothing of the search."""
-    return {
-        "majority class": metrics.predict_majority(data.part("train")[2], len(part[1])),
-        "logistic regression, not finetuned": _predict_untuned(run, stage, data, part),
-        "finetuned, first point": _judge(run, finetune(run).model, part).argmax(1).numpy(),
-    }
-
-
-def _predict_untuned(run: Run, stage: Stage, data: Preprocessed, shown: tuple) -> np.ndarray:
-    """Predictions of a logistic regression on the features of the backbone as it comes."""
-    backbone = untrained(run, data).backbone
-    for name, part in {"train": data.part("train"), "shown": shown}.items():
-        path = stage.path(f"untuned_{name}.npy")
-        if not path.exists():
-            batches = image_loader(run, part, backbone)
-            store_features(backbone, batches, path, run.device, f"features not finetuned, {name}")
-    labels = data.part("train")[2]
-    return metrics.predict_logistic(stage.array("untuned_train"), labels, stage.array("untuned_shown"))
 
 
 def _store_predictions(

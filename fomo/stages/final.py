@@ -1,26 +1,30 @@
-"""Stage 10: what the final model is made of (heads, views of an image), its calibration, and when it names a class."""
+"""Stage 11: what the final model is made of (heads, views of an image), its calibration, and when it names a class."""
 
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import pandas as pd
 import torch
+from scipy.stats import ttest_1samp
 from torch import nn
 
 from fomo.artifacts import Run
+from fomo.config import Config
 from fomo.model import Model
 from fomo.networks.classifier import FinalClassifier, Network, view
-from fomo.networks.heads import LINEAR
+from fomo.networks.heads import LINEAR, Head
 from fomo.networks.inference import predict
 from fomo.stages import metrics
-from fomo.stages.common import open_stage
+from fomo.stages.common import open_stage, step
 from fomo.stages.ensemble import Member, train_members
 from fomo.stages.head_search import search_head
 from fomo.stages.preprocessing import Preprocessed, image_loader, preprocess
+from fomo.stages.probing import probe
+from fomo.storage import read_json, write_json
 
-HEADS = ("searched", "finetuned", "both")  # the searched and tuned one; the backbone's own linear layer; their mean
-VIEWS = (1, 2, 8)  # the image; also its mirror image; both also turned, if the network was trained on turned images
-TURNED = 90.0  # from this `rotation` in training on, in degrees
+HEADS = ("probe", "finetuned", "searched", "both")  # from the simplest on: the network as it comes with a linear
+# layer; the finetuned one with its own linear layer; with the searched and tuned head; the mean of the last two
+TURNED = 90.0  # from this `rotation` in training on, in degrees, turned views are tried
 ADJUSTMENTS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the logarithm of a class's share of the train images: its handicap
 
 
@@ -38,34 +42,92 @@ class Final:
     adjustment: float
 
 
+@step("11_final")
 def compose(run: Run) -> Final:
     """The final model: of the searched head and one view, or, if `final` is validation, of what is best there.
 
-    What is best has the least validation loss once each option is calibrated: of all measures that one tells options
-    apart with the fewest images. Then that adjustment is taken which has the best macro F1, of those that do not cost
-    accuracy. Of equals the first, which is the simplest.
+    The views are those of least loss. Which heads are best is told by a paired test on the validation images
+    (`better`); of equals the simplest is taken, the probe before all. Then, if macro F1 is wanted, that adjustment is
+    taken which has the best, of those that do not cost accuracy.
     """
-    stage, members, data = open_stage(run, "10_final"), train_members(run), preprocess(run)
+    stage, members, data = open_stage(run, "11_final"), train_members(run), preprocess(run)
     if not stage.done:
-        tables = [judge_options(run, member).assign(network=number) for number, member in enumerate(members, start=1)]
+        judged = [judge_options(run, member, first=not number) for number, member in enumerate(members)]
+        tables = [table.assign(network=number) for number, (table, _) in enumerate(judged, start=1)]
         stage.save_table("options", pd.concat(tables))
+        write_json(stage.path("chosen.json"), choose([worth for _, worth in judged], run.config))
         stage.finish()
     of_all, keys = stage.table("options"), ["heads", "views", "adjustment"]
     means = of_all.drop(columns="network").groupby(keys, sort=False, as_index=False).mean()
     options = means[means["adjustment"] == 0].drop(columns="adjustment").reset_index(drop=True)
-    chosen = options.loc[options["validation_loss"].idxmin() if run.config.final == "validation" else 0]
+    taken = read_json(stage.path("chosen.json"))
+    chosen = options[(options["heads"] == taken["heads"]) & (options["views"] == taken["views"])].iloc[0]
     decisions = _taken(means, chosen)[["adjustment", "validation_accuracy", "macro F1"]].reset_index(drop=True)
-    adjustment = choose_adjustment(decisions) if run.config.final == "validation" else 0.0
+    wanted = run.config.final == "validation" and run.config.metric == "macro_f1"
+    adjustment = choose_adjustment(decisions) if wanted else 0.0
     temperatures = limit(_taken(of_all[of_all["adjustment"] == 0], chosen)["temperature"].tolist())
-    heads = {"searched": [search_head(run).head], "finetuned": [LINEAR]}
-    heads["both"] = heads["searched"] + heads["finetuned"]
-    description = {"backbone": run.config.backbone, "heads": [asdict(head) for head in heads[chosen["heads"]]]}
-    description |= {"views": int(chosen["views"]), "temperatures": temperatures}
-    description |= {"handicaps": (adjustment * log_shares(data)).tolist(), "classes": data.dataset.classes}
-    description |= {"image_size": run.config.image_size, "crop": run.config.crop, "channels": data.pixels.shape[1]}
-    networks = [put_together(member, chosen["heads"], description["views"]) for member in members]
-    classifier = FinalClassifier(networks, temperatures, description["handicaps"])
-    return Final(Model(classifier.eval(), description), options, chosen, decisions, adjustment)
+    views = next(one for one in view_sets(run.config.flip, run.config.rotation) if len(one) == chosen["views"])
+    networks = [put_together(run, member, chosen["heads"], views) for member in members[: len(temperatures)]]
+    handicaps = (adjustment * log_shares(data)).tolist()
+    heads = {"searched": [search_head(run).head] if run.config.darts_epochs else []}
+    heads |= {"probe": [LINEAR], "finetuned": [LINEAR], "both": [*heads["searched"], LINEAR]}
+    return Final(
+        make_model(run, data, networks, heads[chosen["heads"]], temperatures, handicaps),
+        options,
+        chosen,
+        decisions,
+        adjustment,
+    )
+
+
+def make_model(
+    run: Run,
+    data: Preprocessed,
+    networks: list[Network],
+    heads: list[Head],
+    temperatures: list[float],
+    handicaps: list[float],
+) -> Model:
+    """The model of these networks, with all that it takes to use it; `heads` describes those of each network."""
+    description = {"backbone": run.config.backbone, "heads": [asdict(head) for head in heads]}
+    description |= {"views": list(networks[0].views), "temperatures": temperatures, "handicaps": handicaps}
+    description |= {"classes": data.dataset.classes, "channels": data.pixels.shape[1]}
+    description |= {"image_size": run.config.image_size, "fit": run.config.fit, "crop": run.config.crop}
+    return Model(FinalClassifier(networks, temperatures, handicaps).eval(), description)
+
+
+def choose(judged: list[dict], config: Config) -> dict:
+    """The heads and views to take, of what `judge_options` says of each network: of each heads the views of least loss,
+    and of these the simplest, unless a later one is `better` than it."""
+    if config.final == "searched":
+        return {"heads": "searched", "views": 1}
+    together = {}
+    for option in judged[0]:
+        parts = [worth[option] for worth in judged if option in worth]
+        together[option] = tuple(np.concatenate(values) for values in zip(*parts, strict=True))
+    best = None
+    for name in dict.fromkeys(heads for heads, _ in together):
+        option = min((one for one in together if one[0] == name), key=lambda one: together[one][2].mean())
+        if best is None or better(together[option], together[best], config.metric):
+            best = option
+    return {"heads": best[0], "views": best[1]}
+
+
+def better(one: tuple, other: tuple, metric: str) -> bool:
+    """Whether an option is better than another on the same images, given (labels, classes named, losses) of each, in
+    paired tests with p < 0.05: by the metric that is wanted where that tells them apart, else by the loss, which tells
+    options apart with fewer images. An option that was judged on fewer images is compared on those."""
+    size = min(len(one[0]), len(other[0]))
+    labels, named, losses = (values[:size] for values in one)
+    others, others_losses = other[1][:size], other[2][:size]
+    if metric != "log_loss":
+        gain, p = metrics.paired_gain(labels, named, others, metric)
+        if p < 0.05:
+            return gain > 0
+    differences = losses - others_losses
+    if not differences.any():
+        return False
+    return bool(differences.mean() < 0 and ttest_1samp(differences, 0.0).pvalue < 0.05)
 
 
 def _taken(table: pd.DataFrame, chosen: pd.Series) -> pd.DataFrame:
@@ -95,28 +157,49 @@ def log_shares(data: Preprocessed) -> np.ndarray:
     return np.log(np.bincount(labels, minlength=len(data.dataset.classes)) / len(labels))
 
 
-def judge_options(run: Run, member: Member) -> pd.DataFrame:
-    """What each option is worth on the validation images of a network, with each adjustment: a row each."""
+def view_sets(flip: str, rotation: float) -> list[tuple[int, ...]]:
+    """The sets of views (numbers for `classifier.view`) that are tried, the fewest first and each part of the next:
+    the image, then what a network has seen in training that was flipped and turned like this."""
+    if flip == "none":
+        return [(0,), (0, 2, 4, 6)] if rotation >= TURNED else [(0,)]
+    sets = [(0,), (0, 1)]
+    if rotation >= TURNED:
+        return [*sets, tuple(range(8))]
+    return [*sets, (0, 1, 4, 5)] if flip == "both" else sets
+
+
+def judge_options(run: Run, member: Member, *, first: bool) -> tuple[pd.DataFrame, dict]:
+    """What each option is worth on the validation images of a network, with each adjustment, a row each; and for each
+    option (heads, views) the labels, the classes named and the losses of these images. The probe is an option of the
+    `first` network."""
     pixels, rows, labels = member.data.part("validation")
-    batches = image_loader(run, (pixels, rows, labels), member.network.backbone)
-    allowed = VIEWS if run.config.rotation >= TURNED else VIEWS[:2]
-    seen = [predict(Seen(member.network.backbone, number), batches, run.device)[0] for number in range(1, allowed[-1])]
-    views = [torch.tensor(member.features).to(run.device), *(features.to(run.device) for features in seen)]
-    table, shares = [], log_shares(member.data)
-    for number in allowed:
-        for name in HEADS:
-            network, option = put_together(member, name).eval(), {"heads": name, "views": number}
+    sets = view_sets(run.config.flip, run.config.rotation)
+    names = [name for name in HEADS if (first or name != "probe") and (member.head or name in HEADS[:2])]
+    table, worth, seen, shares = [], {}, {}, log_shares(member.data)
+    for name in names:
+        network = put_together(run, member, name).eval()
+        batches = image_loader(run, (pixels, rows, labels), network.backbone)
+        source = "probe" if name == "probe" else "finetuned"
+        for number in sets[-1]:
+            if (source, number) not in seen:
+                features = predict(Seen(network.backbone, number), batches, run.device)[0]
+                seen[source, number] = features.to(run.device)
+        for views in sets:
             with torch.inference_mode():
-                logits = network.judge(views[:number]).double().cpu().numpy()
-            worth = judge(labels, logits)
+                logits = network.judge([seen[source, number] for number in views]).double().cpu().numpy()
+            option, values = {"heads": name, "views": len(views)}, judge(labels, logits)
+            scaled = logits / values["temperature"]
+            worth[name, len(views)] = labels, scaled.argmax(1), metrics.losses(labels, scaled)
             for adjustment in ADJUSTMENTS:
-                named = (logits / worth["temperature"] - adjustment * shares).argmax(1)
-                table.append(option | {"adjustment": adjustment} | worth | score(labels, named, len(shares)))
-    return pd.DataFrame(table)
+                named = (scaled - adjustment * shares).argmax(1)
+                table.append(option | {"adjustment": adjustment} | values | score(labels, named, len(shares)))
+    return pd.DataFrame(table), worth
 
 
-def put_together(member: Member, heads: str, views: int = 1) -> Network:
+def put_together(run: Run, member: Member, heads: str, views: tuple[int, ...] = (0,)) -> Network:
     """A network of the final model, with the heads that are called so."""
+    if heads == "probe":
+        return Network(probe(run).backbone, [probe(run).head], views)
     of = {"searched": [member.head], "finetuned": [member.network.head], "both": [member.head, member.network.head]}
     return Network(member.network.backbone, of[heads], views)
 

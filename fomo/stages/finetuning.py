@@ -1,4 +1,4 @@
-"""Stages 2 to 4: the backbone finetuned at the report's first point, the study of how to finetune, the race."""
+"""Stages 3 and 4: the backbone finetuned at the study's first point, and the study of how to finetune."""
 
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -9,15 +9,17 @@ import torch
 
 from fomo.artifacts import Run, Stage
 from fomo.config import Config
-from fomo.networks.backbones import check_sides, load_backbone
+from fomo.networks.backbones import check_sides
 from fomo.networks.classifier import Classifier
 from fomo.networks.heads import LINEAR
-from fomo.stages.common import Trained, load_trained, new_study, open_stage, outcome, seeded, store_trained
+from fomo.stages.common import Trained, load_trained, new_study, open_stage, outcome, seeded, step, store_trained
+from fomo.stages.planning import budget
 from fomo.stages.preprocessing import Preprocessed, image_loader, preprocess
+from fomo.stages.probing import as_it_comes, probe
 from fomo.study.space import Choice, Float, Space
 from fomo.study.study import Study
 from fomo.study.trials import InProcess
-from fomo.training.loop import DivergedError, fit, make_optimizer
+from fomo.training.loop import fit, make_optimizer
 
 # The report's search space. Momentum acts under sgd only.
 FINETUNING_SPACE = Space(
@@ -27,31 +29,53 @@ FINETUNING_SPACE = Space(
     optimizer=Choice(("adam", "sgd", "rmsprop")),
     layer=Choice((2, 3, 4)),  # weights are fixed until this stage of the backbone
 )
+# Where the run's recipe is plain, the space holds it, and what is near it: all layers, AdamW.
+PLAIN_SPACE = Space(
+    lr=Float(1e-4, 1e-2, log=True),
+    momentum=Float(0.1, 0.9, when=("optimizer", "sgd")),
+    weight_decay=Float(0.0, 1e-1),
+    optimizer=Choice(("adamw", "adam", "sgd", "rmsprop")),
+    layer=Choice((1, 2, 3, 4)),
+)
 LEAST_JUDGES = 1000  # validation images of a trial, if there are so many: fewer tell configurations apart too badly
 FINETUNING_FIRST = {"lr": 1e-2, "momentum": 0.9, "weight_decay": 0.0, "optimizer": "sgd", "layer": 4}
+PLAIN = {"lr": 1e-3, "momentum": None, "weight_decay": 0.01, "optimizer": "adamw", "layer": 1}
 
 
-def finetune(run: Run) -> Trained:
-    """The backbone finetuned at the report's first point: what the search that follows has to beat."""
-    stage = open_stage(run, "2_finetuning")
+def first_point(config: Config) -> dict:
+    """The configuration that the study begins with: the report's, or the plain recipe."""
+    return PLAIN if config.plain else FINETUNING_FIRST
+
+
+@step("3_finetuning")
+def finetune(run: Run) -> Trained | None:
+    """The backbone finetuned at the study's first point: what the search that follows has to beat. None where the run
+    leaves it out."""
+    if not run.config.first_epochs:
+        return None
+    stage = open_stage(run, "3_finetuning")
     if not stage.done:
         _check_sides(run)
         options = {"checkpoint": stage.path("checkpoint.pt"), "description": "finetuning"}
-        store_trained(stage, *_train(run, FINETUNING_FIRST, run.config.first_epochs, **options))
-    return _load(run, stage, FINETUNING_FIRST)
+        store_trained(stage, *train(run, first_point(run.config), run.config.first_epochs, **options))
+    return load(run, stage, first_point(run.config))
 
 
+@step("4_bayesian_optimization")
 def optimize_finetuning(run: Run, executor: Callable[[], Executor] = InProcess, workers: int = 1) -> Study:
     """The study of how to finetune: a trial trains for `trial_epochs` and is judged by its validation loss.
 
-    Trials run one after another in this process, or, up to `workers` at a time, on what `executor` makes.
+    Trials run one after another in this process, or, up to `workers` at a time, on what `executor` makes. A run with
+    minutes ends the study early where it takes longer than was planned.
     """
-    stage, config = open_stage(run, "3_bayesian_optimization"), run.config
-    study = new_study(run, stage, FINETUNING_SPACE, FINETUNING_FIRST)
-    if not stage.done:
+    stage, config = open_stage(run, "4_bayesian_optimization"), run.config
+    study = new_study(run, stage, PLAIN_SPACE if config.plain else FINETUNING_SPACE, first_point(config))
+    if not stage.done and config.trials:
         _check_sides(run)
         options = {"prune": config.prune, "time_limit": config.trial_seconds, "executor": executor, "workers": workers}
-        study.run(partial(finetuning_trial, run), config.trials, "Bayesian optimisation 1", **options)
+        trials, enough = run.clock.decisions.get("trials", config.trials), budget(run, "optimize_finetuning")
+        study.run(partial(finetuning_trial, run), trials, "Bayesian optimisation 1", enough=enough, **options)
+        run.clock.decide("trials", lambda: len(study.trials))
         stage.finish()
     return study
 
@@ -80,58 +104,7 @@ def trial_samples(run: Run, data: Preprocessed) -> tuple[tuple, tuple]:
     return data.sample("train", share, seed), data.sample("validation", judges, seed)
 
 
-def race(run: Run) -> pd.DataFrame:
-    """The study's best trials (`finalists`), trained for `race_epochs` on `race_share` of the train images, or in full
-    if `race_epochs` is 0: trial, layer, losses and accuracy at the epoch kept. The first row is the winner, which is
-    in the end trained in full.
-
-    An epoch ranks configurations only roughly, and the best of 30 owes something to luck: so a few are trained on, and
-    the best of them is taken (compare "Is One Epoch All You Need", arXiv:2307.15422).
-    """
-    study, stage, config = optimize_finetuning(run), open_stage(run, "4_best_finetuning"), run.config
-    if not stage.done:
-        rows, best, seconds = [], None, {}
-        trials = finalists(study, config)
-        for trial in trials:
-            options = {"checkpoint": stage.path(f"checkpoint_{trial}.pt"), "description": f"race, trial {trial}"}
-            options |= {"share": config.race_share} if config.race_epochs else {}
-            try:
-                racer, history = _train(run, study.configuration(trial), config.race_epochs or config.epochs, **options)
-            except DivergedError:
-                if not rows and trial == trials[-1]:
-                    raise
-                continue
-            rows.append({"trial": trial, "layer": study.configuration(trial)["layer"]} | outcome(history, config.keep))
-            seconds[trial] = history.attrs["seconds"]
-            if all(rows[-1]["objective"] < row["objective"] for row in rows[:-1]):  # of equals the first, as below
-                best = racer, history
-        table = pd.DataFrame(rows).sort_values("objective", kind="stable")
-        if config.race_epochs:
-            options = {"checkpoint": stage.path("checkpoint.pt"), "description": "the winner in full"}
-            best = _train(run, study.configuration(table["trial"].iloc[0]), config.epochs, **options)
-        else:  # the winner's part in the race is its training
-            seconds[table["trial"].iloc[0]] = 0.0
-        stage.save_table("race", table)
-        store_trained(stage, *best, race_seconds=sum(seconds.values()))
-    return stage.table("race")
-
-
-def finalists(study: Study, config: Config) -> list[int]:
-    """The numbers of the trials that the race is between, the best first: as many of each `layer`, or of all."""
-    ranked = study.top(config.trials)
-    if config.finalists_per_layer:
-        ranked = ranked.groupby([study.configuration(trial)["layer"] for trial in ranked["trial"]])
-    return ranked.head(config.finalists)["trial"].tolist()
-
-
-def finetune_best(run: Run) -> Trained:
-    """The winner of the race between the study's best trials: the backbone of all that follows."""
-    trial = race(run)["trial"].iloc[0]
-    configuration = optimize_finetuning(run).configuration(trial)
-    return _load(run, open_stage(run, "4_best_finetuning"), configuration)
-
-
-def _train(run: Run, configuration: dict, epochs: int, **options) -> tuple[Classifier, pd.DataFrame]:
+def train(run: Run, configuration: dict, epochs: int, **options) -> tuple[Classifier, pd.DataFrame]:
     """A classifier trained with `configuration`, and its learning curves."""
     data = preprocess(run)
     classifier = untrained(run, data)
@@ -139,10 +112,19 @@ def _train(run: Run, configuration: dict, epochs: int, **options) -> tuple[Class
 
 
 def untrained(run: Run, data: Preprocessed) -> Classifier:
+    """The backbone with its given weights and a linear layer: that of the probe (`probe_start`; LP-FT, Kumar et al.,
+    arXiv:2202.10054), or a new one, the same for the same seed."""
+    classifier = new_classifier(run, data)
+    if run.config.probe_start:
+        classifier.head.load_state_dict(probe(run).head.state_dict())
+    return classifier
+
+
+def new_classifier(run: Run, data: Preprocessed) -> Classifier:
     """The backbone with its given weights and a new linear layer, the same for the same seed."""
 
     def build() -> Classifier:
-        backbone = load_backbone(run.config.backbone, run.config.weights, run.config.image_size)
+        backbone = as_it_comes(run)
         return Classifier(backbone, LINEAR.build(backbone.num_features, len(data.dataset.classes)))
 
     return seeded(run.config.seed, build).to(run.device)
@@ -187,7 +169,7 @@ def fit_parts(
     return fit(classifier, optimizer, batches, judges, epochs, **recipe | {"keep": config.keep} | options)
 
 
-def _load(run: Run, stage: Stage, configuration: dict) -> Trained:
+def load(run: Run, stage: Stage, configuration: dict) -> Trained:
     """The classifier that was trained with `configuration` and stored."""
     classifier = untrained(run, preprocess(run))
     classifier.backbone.fix_until(configuration["layer"])

@@ -1,9 +1,9 @@
-"""Stages 5 to 8: the feature data set, DARTS over the candidate heads, the study of the chosen one, the final head."""
+"""Stages 7 to 9: DARTS over the candidate heads, the study of the chosen one, the final head."""
 
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -11,19 +11,17 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
 from fomo.artifacts import Run, Stage
 from fomo.config import Config
-from fomo.data.batches import FeatureBatches, loader
-from fomo.data.division import sample
+from fomo.data.batches import loader
 from fomo.networks.bank import HeadBank
 from fomo.networks.heads import HEADS, LINEAR, Head
-from fomo.networks.inference import predict, store_features
+from fomo.networks.inference import predict
 from fomo.stages import selection
-from fomo.stages.common import Trained, load_trained, new_study, open_stage, outcome, seeded, store_trained
-from fomo.stages.finetuning import finetune_best
-from fomo.stages.preprocessing import image_loader, preprocess
+from fomo.stages.common import Trained, load_trained, new_study, open_stage, outcome, seeded, step, store_trained
+from fomo.stages.features import Features, extract_features, feature_loaders, sample_features
+from fomo.stages.planning import budget
 from fomo.storage import read_json, write_json
 from fomo.study.space import Choice, Float, Space
 from fomo.study.study import Study
@@ -44,17 +42,6 @@ HEAD_FIRST = {"lr": 1e-3, "momentum": None, "weight_decay": 1e-4, "optimizer": "
 
 
 @dataclass(frozen=True)
-class Features:
-    """The feature data set: float32 (images, features) and labels, of train and of validation."""
-
-    train: np.ndarray
-    train_labels: np.ndarray
-    validation: np.ndarray
-    validation_labels: np.ndarray
-    classes: list[str]
-
-
-@dataclass(frozen=True)
 class HeadSearch:
     """What the search found: `history` (the first search's supernet and alphas after each epoch), `ranking` of the 37
     operations, `rules` (what each way to choose is worth), and the `head` to go on with, by the run's `selection`;
@@ -67,38 +54,19 @@ class HeadSearch:
     choice: pd.Series
 
 
-def extract_features(run: Run) -> Features:
-    """The feature data set: what the finetuned backbone computes of each image, not augmented."""
-    stage, data = open_stage(run, "5_features"), preprocess(run)
+@step("7_darts")
+def search_head(run: Run) -> HeadSearch | None:
+    """DARTS over the 37 operations, each of them trained alone, and other ways to choose, all with several seeds; with
+    fewer where a run with minutes is late. None where the run leaves it out."""
+    if not run.config.darts_epochs:
+        return None
+    stage, config = open_stage(run, "7_darts"), run.config
     if not stage.done:
-        backbone = finetune_best(run).model.backbone
-        for part in ("train", "validation"):
-            batches = image_loader(run, data.part(part), backbone)
-            store_features(backbone, batches, stage.path(f"{part}.npy"), run.device, f"features, {part}")
-        stage.finish()
-    labels = [data.part(part)[2] for part in ("train", "validation")]
-    return Features(stage.array("train"), labels[0], stage.array("validation"), labels[1], data.dataset.classes)
-
-
-def sample_features(run: Run) -> Features:
-    """The feature data set as the search and the study of the head see it: at most `head_images` of each part."""
-    features, config = extract_features(run), run.config
-    parts = {}
-    for part in ("train", "validation"):
-        values, labels = getattr(features, part), getattr(features, f"{part}_labels")
-        if 0 < config.head_images < len(values):
-            table = pd.DataFrame({"file": range(len(values)), "label": labels})
-            rows = np.flatnonzero(sample(table, config.head_images / len(table), config.seed))
-            values, labels = values[rows], labels[rows]
-        parts |= {part: values, f"{part}_labels": labels}
-    return replace(features, **parts)
-
-
-def search_head(run: Run) -> HeadSearch:
-    """DARTS over the 37 operations, each of them trained alone, and other ways to choose, all with several seeds."""
-    stage, config = open_stage(run, "6_darts"), run.config
-    if not stage.done:
-        searched = [_search_once(run, stage, seed) for seed in range(config.seed, config.seed + config.head_seeds)]
+        searched, late = [], budget(run, "search_head")
+        seeds = run.clock.decisions.get("head seeds", config.head_seeds)
+        while len(searched) < seeds and not (searched and late()):
+            searched.append(_search_once(run, stage, config.seed + len(searched)))
+        run.clock.decide("head seeds", lambda: len(searched))
         history, scores, costs, correct = zip(*searched, strict=True)
         scores, correct = pd.concat(scores), np.stack(correct)
         ranking = selection.rank(scores, config.seed)
@@ -192,10 +160,13 @@ def train_alone(
     return curves, *predict(bank, validation, run.device)
 
 
-def tune_head(run: Run) -> Study:
+@step("8_head_tuning")
+def tune_head(run: Run) -> Study | None:
     """The study of how to train the chosen head on the feature data set, judged by its validation loss; `head_batch`
-    trials are trained at once, in a bank."""
-    stage, config = open_stage(run, "7_head_tuning"), run.config
+    trials are trained at once, in a bank. None where the run leaves it out."""
+    stage, config = open_stage(run, "8_head_tuning"), run.config
+    if not (config.darts_epochs and config.head_trials):
+        return None
     study = new_study(run, stage, HEAD_SPACE, HEAD_FIRST)
     if not stage.done:
         features, head = sample_features(run), search_head(run).head
@@ -212,28 +183,27 @@ def tune_head(run: Run) -> Study:
                 return [{"objective": math.inf} for _ in heads]
             return [outcome(curves[curves["model"] == number]) for number in range(len(heads))]
 
-        study.run_batches(objective, config.head_trials, config.head_batch, "Bayesian optimisation 2")
+        trials, enough = run.clock.decisions.get("head trials", config.head_trials), budget(run, "tune_head")
+        study.run_batches(objective, trials, config.head_batch, "Bayesian optimisation 2", enough=enough)
+        run.clock.decide("head trials", lambda: len(study.trials))
         stage.finish()
     return study
 
 
-def train_head(run: Run) -> Trained:
-    """The chosen head, trained on the feature data set with the configuration of its study's best trial."""
-    stage, study = open_stage(run, "8_head"), tune_head(run)
+@step("9_head")
+def train_head(run: Run) -> Trained | None:
+    """The chosen head, trained on the feature data set with the configuration of its study's best trial. None where
+    the run leaves it out."""
+    if not run.config.darts_epochs:
+        return None
+    stage, study = open_stage(run, "9_head"), tune_head(run)
     features, head = extract_features(run), search_head(run).head
-    best = study.configuration(study.best["trial"])
+    best = study.configuration(study.best["trial"]) if study else HEAD_FIRST
     if not stage.done:
         options = {"checkpoint": stage.path("checkpoint.pt"), "description": "final head"}
         store_trained(stage, *fit_head(run, features, head, best, **options))
     network = head.build(features.train.shape[1], len(features.classes)).to(run.device)
     return load_trained(run, stage, network, best)
-
-
-def feature_loaders(run: Run, features: Features) -> tuple[DataLoader, DataLoader]:
-    """Batches of train features, shuffled, and of validation features."""
-    train = FeatureBatches(features.train, features.train_labels)
-    validation = FeatureBatches(features.validation, features.validation_labels)
-    return loader(train, run.config.batch_size, torch.Generator()), loader(validation, run.config.batch_size)
 
 
 def fit_head(

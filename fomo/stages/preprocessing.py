@@ -16,7 +16,7 @@ from fomo.data.division import divide, sample
 from fomo.data.images import store_pixels
 from fomo.data.inspection import digests, leaks
 from fomo.networks.backbones import Backbone
-from fomo.stages.common import open_stage
+from fomo.stages.common import open_stage, step
 from fomo.storage import write_table
 
 
@@ -48,6 +48,7 @@ class Preprocessed:
         return replace(self, images=self.images if len(one_sided(images)) else images)
 
 
+@step("1_preprocessing")
 def preprocess(run: Run) -> Preprocessed:
     """The images of the train split: read, resized and cropped, looked over, and divided into train and validation."""
     dataset, stage = load_dataset(run.config.dataset), open_stage(run, "1_preprocessing")
@@ -126,8 +127,10 @@ def read_pixels(run: Run, dataset: Dataset, files: pd.Series, path: Path) -> pd.
 
     Raises `UserError` where there are such and `on_bad` is raise; all of them are then listed in unreadable.csv.
     """
-    damaged = store_pixels(dataset, files, path, run.config.image_size, f"reading {path.stem} images", run.config.crop)
-    if len(damaged) and run.config.on_bad == "raise":
+    config = run.config
+    options = {"description": f"reading {path.stem} images", "crop": config.crop, "fit": config.fit}
+    damaged = store_pixels(dataset, files, path, config.image_size, **options)
+    if len(damaged) and config.on_bad == "raise":
         path.unlink()  # nothing is stored of a data set that is refused, so that a repaired one is not
         listed = run.folder / "unreadable.csv"
         write_table(listed, damaged)
@@ -143,11 +146,12 @@ def image_loader(
     run: Run, part: tuple, backbone: Backbone, generator: torch.Generator | None = None, *, side: int = 0
 ) -> DataLoader:
     """Batches of the images of (pixels, rows, labels) as `backbone` sees them; with a `generator`, shuffled, and
-    augmented as the run says.
+    augmented as the run says, `epoch_images` of them.
 
     `side`, in pixels, that the images are scaled down to; 0: as they are stored.
     """
     config = run.config
-    options = {"rotation": config.rotation, "zoom": config.zoom, "scale": config.train_scale}
+    options = {"rotation": config.rotation, "zoom": config.zoom, "scale": config.train_scale, "flip": config.flip}
     options |= {"side": side, "generator": generator, "device": run.device}
-    return loader(ImageBatches(*part, backbone.mean, backbone.std, **options), config.batch_size, generator)
+    batches = ImageBatches(*part, backbone.mean, backbone.std, **options)
+    return loader(batches, config.batch_size, generator, images=config.epoch_images)

@@ -54,8 +54,9 @@ class Study:
         time_limit: float | None = None,
         executor: Callable[[], Executor] = InProcess,
         workers: int = 1,
+        enough: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Goes on until there are `trials` trials.
+        """Goes on until there are `trials` trials, or, once one is complete, until `enough` says that time is over.
 
         `objective` takes a configuration and a function report(at, loss), which it may call on the way, and returns a
         dict with "objective" and whatever else belongs in the table. An ArithmeticError means that it diverged; any
@@ -71,7 +72,7 @@ class Study:
         pool, pending, retries = executor(), {}, deque()
         with tqdm(total=trials, initial=len(self.trials), desc=description, unit="trial", leave=False) as bar:
             try:
-                while len(self.trials) < trials:
+                while len(self.trials) < trials and not (enough() and self._any_complete):
                     alone = retries or any(trial.again for trial in pending.values())
                     room = min(1 if alone else workers, trials - len(self.trials))
                     while len(pending) < room:
@@ -101,15 +102,21 @@ class Study:
         self._check_any_complete()
 
     def run_batches(
-        self, objective: Callable[[list[dict]], list[dict]], trials: int, size: int, description: str = "trials"
+        self,
+        objective: Callable[[list[dict]], list[dict]],
+        trials: int,
+        size: int,
+        description: str = "trials",
+        *,
+        enough: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Goes on until there are `trials` trials, `size` of them at a time, which `objective` computes together.
+        """As `run`, with `size` trials at a time, which `objective` computes together.
 
         It takes their configurations and returns, for each, what the objective of `run` does; a loss that is not finite
         means that the trial diverged.
         """
         with tqdm(total=trials, initial=len(self.trials), desc=description, unit="trial", leave=False) as bar:
-            while len(self.trials) < trials:
+            while len(self.trials) < trials and not (enough() and self._any_complete):
                 batch, start = [], time.perf_counter()
                 while len(batch) < min(size, trials - len(self.trials)):
                     batch.append(self._next(batch))
@@ -135,7 +142,7 @@ class Study:
     def _suggest(self, number: int, pending: list[dict]) -> dict:
         if number == 0:
             return self.first
-        if number < self.initial or not (self.trials.get("status", pd.Series(dtype=str)) == "complete").any():
+        if number < self.initial or not self._any_complete:
             sobol = qmc.Sobol(len(self.space), rng=np.random.default_rng(self.seed))
             return self.space.decode(sobol.random(2 ** math.ceil(math.log2(number + 1)))[number - 1])
         return self._surrogate((1000 * self.seed + number) % 2**32, pending).suggest()
@@ -159,8 +166,12 @@ class Study:
         if len(self.trials) >= self.initial:
             self._check_any_complete()
 
+    @property
+    def _any_complete(self) -> bool:
+        return bool((self.trials.get("status", pd.Series(dtype=str)) == "complete").any())
+
     def _check_any_complete(self) -> None:
-        if not (self.trials["status"] == "complete").any():
+        if not self._any_complete:
             ends = self.trials["status"].value_counts()
             errors = self.trials.get("error", pd.Series(dtype=str)).dropna()
             reason = f" ({errors.iloc[-1]})" if len(errors) else ""

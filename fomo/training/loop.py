@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,6 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -27,22 +25,24 @@ class DivergedError(ArithmeticError):
 def make_optimizer(
     model: nn.Module, optimizer: str, lr: float, weight_decay: float, momentum: float | None = None
 ) -> torch.optim.Optimizer:
-    """The optimizer called adam, sgd or rmsprop for all weights that are not fixed; momentum acts in sgd only."""
+    """The optimizer called adam, adamw, sgd or rmsprop for all weights that are not fixed; momentum is sgd's only."""
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     if optimizer == "adam":  # fused: one pass over the memory, which is most of a step of the bank
         return torch.optim.Adam(weights, lr, weight_decay=weight_decay, fused=True)
+    if optimizer == "adamw":
+        return torch.optim.AdamW(weights, lr, weight_decay=weight_decay, fused=True)
     if optimizer == "sgd":
         return torch.optim.SGD(weights, lr, momentum=momentum or 0.0, weight_decay=weight_decay, fused=True)
     return torch.optim.RMSprop(weights, lr, weight_decay=weight_decay)
 
 
-def cosine(step: int, steps: int) -> float:
-    """The learning rate's factor in a step: up from 0 in the first tenth of all `steps`, then down a half cosine to 0
-    (Loshchilov and Hutter, arXiv:1608.03983; warm-up: Goyal et al., arXiv:1706.02677)."""
-    warm_up = max(1, steps // 10)
-    if step < warm_up:
-        return (step + 1) / warm_up
-    return (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up))) / 2
+def cosine(progress: float) -> float:
+    """The learning rate's factor at a `progress` from 0 to 1: up from 0 in the first tenth, then down a half cosine to
+    0 (Loshchilov and Hutter, arXiv:1608.03983; warm-up: Goyal et al., arXiv:1706.02677)."""
+    warm_up = 0.1
+    if progress < warm_up:
+        return progress / warm_up
+    return (1 + math.cos(math.pi * (progress - warm_up) / (1 - warm_up))) / 2
 
 
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
@@ -77,6 +77,7 @@ def fit(
     keep: str = "loss",
     checkpoint: Path | None = None,
     report: Callable[[float, float], None] | None = None,
+    pace: Callable[[int, int], int] | None = None,
     description: str = "training",
 ) -> pd.DataFrame:
     """Trains `model` in place and leaves it at its epoch of lowest validation loss, or, if accuracy is what to `keep`,
@@ -100,10 +101,14 @@ def fit(
     `report` is told (epochs so far, loss), and may raise to end a hopeless training: after each quarter of the first
     epoch but the last the mean training loss of that quarter, which is as honest as a validation loss, for these images
     are still new to the network; after each epoch but the last the validation loss.
+
+    `pace` is asked before each step for the number of steps in all, by (steps done, steps in all as it stands), and may
+    take some away, for time is short. The schedule is laid anew over what is left, so the learning rate still ends at
+    0. The last epoch may then be a part of one.
     """
     history, best, best_state, start = [], None, None, time.perf_counter()
-    total = epochs * len(train)
-    scheduler = LambdaLR(optimizer, partial(cosine, steps=total)) if schedule == "cosine" else None
+    steps, step, progress = epochs * len(train), 0, 0.0
+    rates = [group["lr"] for group in optimizer.param_groups] if schedule == "cosine" else []
     average = AveragedModel(model, use_buffers=True) if averaging else None
     if average:  # it counts its steps on the processor; what it passes on lies on the GPU, which one would wait for
         average.multi_avg_fn = lambda *weights: _move(averaging, *weights[:2], int(average.n_averaged))
@@ -112,16 +117,16 @@ def fit(
         stored = load_state(checkpoint, device)
         model.load_state_dict(stored["model"])
         optimizer.load_state_dict(stored["optimizer"])
-        if scheduler:
-            scheduler.load_state_dict(stored["scheduler"])
         if average:
             average.load_state_dict(stored["average"])
         history, best, best_state = stored["history"], stored["best"].cpu().numpy(), stored["best_state"]
+        steps, step, progress = stored["steps"], stored["step"], stored["progress"]
         start -= stored["seconds"]
-    done = len({row["epoch"] for row in history})
+    epoch = len({row["epoch"] for row in history})
     quarters = [len(train) * part // 4 for part in (1, 2, 3)] if len(train) >= 4 else []
-    with tqdm(total=total, initial=done * len(train), desc=description, unit="batch", leave=False) as bar:
-        for epoch in range(done + 1, epochs + 1):
+    with tqdm(total=steps, initial=step, desc=description, unit="batch", leave=False) as bar:
+        while step < steps:
+            epoch += 1
             with torch.random.fork_rng():
                 torch.manual_seed(1000 * seed + epoch)  # dropout, mixup
                 train.generator.manual_seed(1000 * seed + epoch)  # batch order, augmentation
@@ -129,21 +134,27 @@ def fit(
                 losses = []
                 for inputs, labels in train:
                     inputs, labels = inputs.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+                    steps = bar.total = pace(step, steps) if pace else steps
+                    share = (1 - progress) / (steps - step)
+                    for number, rate in enumerate(rates):
+                        optimizer.param_groups[number]["lr"] = rate * cosine(progress + share / 2)
+                    progress += share
                     optimizer.zero_grad()
                     inputs, targets = mix(inputs, labels, mixup) if mixup else (inputs, [(1.0, labels)])
                     logits = model(inputs)
                     loss = sum(share * cross_entropy(logits, target, label_smoothing) for share, target in targets)
                     loss.sum().backward()
                     optimizer.step()
-                    if scheduler:
-                        scheduler.step()
                     if average:
                         average.update_parameters(model)
                     losses.append(loss.detach())
+                    step += 1
                     bar.update()
                     if report and epoch == 1 and len(losses) in quarters:
                         part = torch.stack(losses[-quarters[0] :]).mean()
                         report(0.25 * (1 + quarters.index(len(losses))), float(part))
+                    if step >= steps:
+                        break
             train_loss = torch.stack(losses).mean(0).cpu().numpy()
             validation_loss, accuracy = evaluate(shown, validation, device)
             if train_loss.ndim == 0 and not np.isfinite(train_loss + validation_loss):
@@ -153,12 +164,12 @@ def fit(
             better = error < (np.inf if best is None else best)
             best_state = _keep(shown, best_state, better)
             best = error if best is None else np.fmin(best, error)
-            if report and epoch < epochs:
+            if report and step < steps:
                 report(epoch, float(validation_loss.sum()))
             if checkpoint:
                 state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "history": history}
                 state |= {"best": torch.tensor(best), "best_state": best_state, "seconds": time.perf_counter() - start}
-                state |= {"scheduler": scheduler.state_dict()} if scheduler else {}
+                state |= {"steps": steps, "step": step, "progress": progress}
                 state |= {"average": average.state_dict()} if average else {}
                 save_state(checkpoint, state)
     model.load_state_dict(best_state)

@@ -20,6 +20,55 @@ def test_augment_is_torchvisions_rotation_and_flip(seed):
         torch.testing.assert_close(result, expected, atol=1e-4, rtol=0)
 
 
+ARROW = torch.tensor(
+    [
+        [0, 0, 1, 0, 0, 0, 0, 0],
+        [0, 1, 1, 0, 0, 0, 0, 0],
+        [1, 1, 1, 1, 1, 1, 1, 1],
+        [0, 1, 0, 0, 0, 0, 0, 0],
+        [0, 0, 0, 0, 0, 0, 0, 0],
+        [0, 0, 0, 0, 0, 0, 0, 0],
+        [0, 0, 0, 0, 0, 0, 0, 0],
+        [0, 0, 0, 0, 0, 0, 0, 0],
+    ]
+).float()  # points to the left, in the upper half
+
+
+@pytest.mark.parametrize(
+    ("flip", "shares"),
+    [("none", (1, 0, 0, 0)), ("horizontal", (0.5, 0.5, 0, 0)), ("both", (0.25, 0.25, 0.25, 0.25))],
+)
+@pytest.mark.parametrize("seed", range(3))
+def test_arrows_point_where_flip_lets_them(flip, shares, seed):
+    augmented = augment(ARROW.expand(400, 1, 8, 8), 0.0, torch.Generator().manual_seed(seed), flip=flip)
+    ways = [ARROW, ARROW.flip(-1), ARROW.flip(-2), ARROW.flip(-1, -2)]
+    counts = [sum(torch.equal(image[0], way) for image in augmented) for way in ways]
+    assert sum(counts) == 400
+    assert counts == pytest.approx([400 * share for share in shares], abs=50 if max(shares) < 1 else 0)
+    assert [count > 0 for count in counts] == [share > 0 for share in shares]
+
+
+@pytest.mark.parametrize("flip", ["none", "horizontal", "both"])
+def test_each_image_is_turned_and_then_flipped(flip):
+    images = torch.rand(16, 3, 17, 17)
+    augmented = augment(images, 30.0, torch.Generator().manual_seed(1), flip=flip)
+    draws = torch.Generator().manual_seed(1)
+    angles = (2 * torch.rand(16, generator=draws) - 1) * 30
+    for image, angle, result in zip(images, angles, augmented, strict=True):
+        turned = transforms.rotate(image, angle.item(), interpolation=v2.InterpolationMode.BILINEAR)
+        ways = [turned, turned.flip(-1), turned.flip(-2), turned.flip(-1, -2)]
+        near = [torch.allclose(result, way, atol=1e-4, rtol=0) for way in ways]
+        assert near.index(True) < {"none": 1, "horizontal": 2, "both": 4}[flip]
+
+
+@pytest.mark.parametrize(("flip", "ways"), [("none", 1), ("horizontal", 2), ("both", 4)])
+def test_batches_are_flipped_as_asked(flip, ways):
+    pixels = (255 * ARROW).byte().numpy().reshape(1, 1, 8, 8)
+    options = {"rotation": 0.0, "flip": flip, "generator": torch.Generator().manual_seed(0)}
+    batches = ImageBatches(pixels, [0] * 40, [0] * 40, (0.0,) * 3, (1.0,) * 3, **options)
+    assert len({image.numpy().tobytes() for image in batches[list(range(40))][0]}) == ways
+
+
 def test_angles_fill_the_range_and_half_the_images_are_flipped():
     dot = torch.zeros(400, 1, 65, 65)
     dot[:, :, 32, 56:] = 1  # a mark on the right, at angle 0

@@ -193,17 +193,24 @@ def test_decompression_bomb_is_refused_and_named(folder, tmp_path, monkeypatch):
     assert damaged["reason"].str.contains("DecompressionBombError").all()
 
 
-def test_very_long_image_is_not_blown_up(monkeypatch):
+@pytest.mark.parametrize("size", [(1, 20_000), (20_000, 1)])
+@pytest.mark.parametrize("fit", ["crop", "squish", "pad"])
+def test_very_long_image_is_not_blown_up(monkeypatch, fit, size):
     """Its short side is scaled up to what the network sees; its long side, at that scale, would not fit in memory."""
     sizes, resize = [], Image.Image.resize
 
     def note_size(image, size, *args, **kwargs):
+        sizes.append((size[0], image.height))  # rows come first
         sizes.append(size)
         return resize(image, size, *args, **kwargs)
 
     monkeypatch.setattr(Image.Image, "resize", note_size)
-    assert to_pixels(Image.new("L", (1, 20_000), 7), 64, 1).tolist() == np.full((1, 64, 64), 7).tolist()
-    assert max(width * height for width, height in sizes) < 10**6
+    pixels = to_pixels(Image.new("L", size, 7), 64, 1, fit=fit)
+    expected = np.full((64, 64), 7)
+    if fit == "pad":  # a line of one pixel
+        expected[:, :31] = expected[:, 32:] = 0
+    assert np.array_equal(pixels[0], expected if size[0] < size[1] else expected.T)
+    assert max(width * height for width, height in sizes) <= 73 * max(73 * 8, 64)
 
 
 def test_images_of_many_sizes_are_stored_in_the_order_asked(tmp_path):
@@ -370,3 +377,75 @@ def test_crop_keeps_the_middle_share_of_the_shorter_side():
     assert to_pixels(image, 20, 1, 0.5).min() > 200
     whole = to_pixels(image, 40, 1, 1.0)[0]
     assert np.array_equal(whole, pixels[:, 20:60])
+
+
+# ---- how an image becomes a square
+
+
+@pytest.fixture
+def wide():
+    """300 x 60 pixels, green, whose left end is red and whose right end is blue, each 30 pixels wide."""
+    image = Image.new("RGB", (300, 60), (0, 255, 0))
+    image.paste((255, 0, 0), (0, 0, 30, 60))
+    image.paste((0, 0, 255), (270, 0, 300, 60))
+    return image
+
+
+RED, GREEN, BLUE, BLACK = [255, 0, 0], [0, 255, 0], [0, 0, 255], [0, 0, 0]
+
+
+def colours(pixels: np.ndarray, places: list[tuple[int, int]]) -> list[list[int]]:
+    """The colour at each (row, column)."""
+    return [pixels[:, row, column].tolist() for row, column in places]
+
+
+def test_crop_loses_the_ends_of_a_wide_image(wide):
+    pixels = to_pixels(wide, 60, 3, 1.0, "crop")
+    assert np.array_equal(pixels, np.broadcast_to(np.reshape(GREEN, (3, 1, 1)), (3, 60, 60)))
+
+
+def test_squish_keeps_all_of_a_wide_image_distorted(wide):
+    pixels = to_pixels(wide, 60, 3, 1.0, "squish")
+    for row in (0, 30, 59):
+        assert colours(pixels, [(row, 0), (row, 4), (row, 30), (row, 55), (row, 59)]) == [RED, RED, GREEN, BLUE, BLUE]
+
+
+def test_pad_keeps_all_of_a_wide_image_between_black_bars(wide):
+    pixels = to_pixels(wide, 60, 3, 1.0, "pad")
+    for row in (24, 30, 35):
+        assert colours(pixels, [(row, 0), (row, 4), (row, 30), (row, 55), (row, 59)]) == [RED, RED, GREEN, BLUE, BLUE]
+    assert not pixels[:, :24].any()
+    assert not pixels[:, 36:].any()
+    high = wide.transpose(Image.Transpose.TRANSPOSE)
+    assert np.array_equal(to_pixels(high, 60, 3, 1.0, "pad"), pixels.swapaxes(1, 2))
+
+
+@pytest.mark.parametrize("fit", ["squish", "pad"])
+def test_middle_of_what_was_fitted_is_kept(wide, fit):
+    """Half of it: so of each end nothing is left, and of the bars the inner part."""
+    whole = to_pixels(wide, 60, 3, 1.0, fit)
+    assert np.array_equal(to_pixels(wide, 30, 3, 0.5, fit), whole[:, 15:45, 15:45])
+
+
+@pytest.mark.parametrize("fit", ["crop", "squish", "pad"])
+def test_square_image_is_fitted_in_one_way_only(fit):
+    image = Image.fromarray(COLOURS)
+    assert np.array_equal(to_pixels(image, 14, 3, fit=fit), to_pixels(image, 14, 3))
+    assert np.array_equal(to_pixels(image, 24, 3, 1.0, fit), COLOURS.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("fit", ["squish", "pad"])
+def test_ends_of_a_very_long_image_are_kept(fit):
+    image = Image.new("L", (1, 20_000), 100)
+    image.paste(250, (0, 0, 1, 1000))
+    image.paste(200, (0, 19_000, 1, 20_000))
+    rows = to_pixels(image, 64, 1, 1.0, fit)[0].max(axis=1)  # so that the bars do not count
+    assert rows[[0, 1, 32, 62, 63]].tolist() == [250, 250, 100, 200, 200]
+
+
+@pytest.mark.parametrize("fit", ["crop", "squish", "pad"])
+def test_images_are_stored_as_they_are_fitted(folder, wide, tmp_path, fit):
+    wide.save(folder / "images_train" / "000.png")
+    dataset = load_dataset(folder)
+    assert store_pixels(dataset, dataset.train["file"], tmp_path / "pixels.npy", 16, "reading", 1.0, fit).empty
+    assert np.array_equal(np.load(tmp_path / "pixels.npy")[0], to_pixels(wide, 16, 3, 1.0, fit))

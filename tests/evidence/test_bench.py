@@ -38,7 +38,7 @@ def kept(tmp_path, monkeypatch):
         folder = tmp_path / "results" / name
         folder.mkdir(parents=True)
         table = pd.DataFrame({"stage": list(bench_table.STAGES), "seconds": seconds})
-        table.loc[table["stage"] == "4_best_finetuning", "seconds"] = 600.0
+        table.loc[table["stage"] == "5_best_finetuning", "seconds"] = 600.0
         table.to_csv(folder / "costs.csv", index=False)
         gpu = {"gpu": "fast one"} if name == "skin_cancer" else {}
         write_json(folder / "machine.json", {"processor": "slow one"} | gpu)
@@ -205,18 +205,18 @@ def test_pipelines_are_compared_at_each_size(monkeypatch):
     monkeypatch.setattr(bench_pipeline, "compare", lambda *runs: runs)
     runs = pipeline()
     assert [run.config.image_size for run in runs] == [64, 64, 128, 128]
-    assert [run.preset for run in runs] == ["best", "report"] * 2
+    assert [run.preset for run in runs] == ["quick", "report"] * 2
 
 
 def test_stage_that_was_cut_off_is_computed_anew_and_the_others_are_not(copied):
     before = costs(copied).set_index("stage")["seconds"]
-    record = copied.folder / "8_head" / "stage.json"
+    record = copied.folder / "9_head" / "stage.json"
     write_json(record, {"config": read_json(record)["config"], "done": False})
     (record.parent / "checkpoint.pt").write_bytes(b"half")
     finish(copied)
     assert read_json(record)["done"]
     assert not read_json(record)["resumed"]
-    assert costs(copied).set_index("stage")["seconds"].drop("8_head").equals(before.drop("8_head"))
+    assert costs(copied).set_index("stage")["seconds"].drop("9_head").equals(before.drop("9_head"))
 
 
 def test_candidates_one_by_one_are_the_37():
@@ -240,7 +240,7 @@ def test_reports_head_search_counts_as_a_loop(copied):
     seconds = costs(copied).set_index("stage")["seconds"]
     time, f1 = compare(copied, copied)
     assert time["ours"] == pytest.approx(seconds.sum() / 60)
-    assert time["other"] == pytest.approx(60 + seconds.drop("6_darts").sum() / 60)
+    assert time["other"] == pytest.approx(60 + seconds.drop("7_darts").sum() / 60)
     assert time["ratio"] == pytest.approx(time["other"] / time["ours"])
     assert 0 <= f1["ours"] == f1["other"] <= 1
     assert f1["note"].count("[") == 2
@@ -266,7 +266,7 @@ def test_where_the_time_goes_is_told_and_drawn(counted, tmp_path):
     text = bench_table.gather()
     table = bench_table.costs().set_index("data set")
     columns = ["final training", "all of training", "all of search", "all"]
-    assert table.loc["flowers", columns].tolist() == [10.0, 10.5, 2.0, 15.5]
+    assert table.loc["flowers", columns].tolist() == [10.0, 10.5, 2.0, 16.0]
     assert table["search / training"].tolist() == pytest.approx([4 / 21, 4 / 11])
     assert "final training" in text
     assert (tmp_path / "figures" / "bench.png").read_bytes().startswith(b"\x89PNG")
@@ -295,8 +295,8 @@ def test_time_spent_adds_up_and_tells_the_share_of_search():
     costs = pd.DataFrame({"data set": ["flowers", "skin_cancer"], "search / training": [0.7, 0.2]})
     minutes = dict.fromkeys(bench_table.STAGES.values(), 1.0) | {"final training": [5.0, 15.0]}
     axes = bench_table.time_spent(costs.assign(**minutes))
-    assert max(bar.get_x() + bar.get_width() for bar in axes.patches) == pytest.approx(26.0)
-    assert sum(bar.get_width() for bar in axes.patches) == pytest.approx(42.0)
+    assert max(bar.get_x() + bar.get_width() for bar in axes.patches) == pytest.approx(27.0)
+    assert sum(bar.get_width() for bar in axes.patches) == pytest.approx(44.0)
     texts = [text.get_text() for text in axes.texts]
     assert {"search: 0.70 of training", "search: 0.20 of training"} < set(texts)
     assert [label.get_text() for label in axes.get_yticklabels()] == ["flowers", "skin cancer"]

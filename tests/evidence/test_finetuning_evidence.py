@@ -35,14 +35,17 @@ def test_recipe_called_all_is_the_changes_above_it_at_once():
     above = list(evidence.RECIPES.values())[1 : list(evidence.RECIPES).index("all")]
     assert all(len(settings) == 1 for settings in above)
     assert evidence.RECIPES["all"] == {name: value for settings in above for name, value in settings.items()}
-    assert evidence.RECIPES["best"].items() <= PRESETS["best"].items()
+    assert evidence.RECIPES["best"].items() <= PRESETS["auto"].items()
     for settings in [*evidence.RECIPES.values(), *evidence.FIDELITIES.values()]:
-        make_config("fashion_sample", **settings)
+        make_config("fashion_sample", "quick", **evidence.MEASURED | settings)
+    assert evidence.RECIPES["best"].items() <= evidence.BEST.items()
 
 
 def test_recipes_on_skin_cancer_are_changes_to_what_was_found_there():
     found = read_json(RESULTS / "skin_cancer" / "config.json")
+    assert evidence.BEST.items() <= found.items()
     for recipe, changes in evidence.SKIN_CANCER.items():
+        assert evidence.skin_run(recipe).config.epochs == changes.get("epochs", found["epochs"])
         known = found | found["found"]["finetuning"]
         assert all(known[name] != value for name, value in changes.items()), recipe
         assert set(changes) - set(FINETUNING_SPACE) <= set(found)

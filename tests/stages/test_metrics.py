@@ -18,7 +18,6 @@ from fomo.stages.metrics import (
     gap,
     measure,
     per_class,
-    predict_logistic,
     predict_majority,
 )
 
@@ -126,10 +125,17 @@ def test_majority_baseline_predicts_the_most_frequent_class():
     assert predict_majority(np.array([2, 1, 2, 0, 2]), 4).tolist() == [2, 2, 2, 2]
 
 
-def test_logistic_baseline_separates_what_can_be_separated():
-    labels, noise = np.arange(120) % 4, np.random.default_rng(0).random((120, 3))
-    features = (noise + np.stack([2 * (labels % 2), 0 * labels, 2 * (labels // 2)], axis=1)) * [1, 100, 0.01]
-    assert predict_logistic(features[:80], labels[:80], features[80:]).tolist() == labels[80:].tolist()
+@pytest.mark.parametrize("metric", ["macro_f1", "accuracy"])
+def test_paired_gain_is_the_difference_of_the_metric_and_says_whether_it_is_luck(metric):
+    labels, weak = guesses(200, 0.2, seed=1)
+    strong = np.where(np.random.default_rng(2).random(200) < 0.6, labels, weak)
+    value = lambda named: metrics.scores(confusion_matrix(labels, named))[{"macro_f1": 0, "accuracy": 3}[metric]]  # noqa: E731
+    gain, p = metrics.paired_gain(labels, strong, weak, metric)
+    assert gain == pytest.approx(value(strong) - value(weak))
+    assert p == pytest.approx(1 / 501)
+    assert metrics.paired_gain(labels, weak, weak, metric) == (0, 1)
+    opposite = metrics.paired_gain(labels[:4], labels[:4], (labels[:4] + 1) % 4, metric)  # no image in common
+    assert opposite[0] == 1
 
 
 def test_gap_is_validation_minus_test_of_the_last_model():

@@ -17,17 +17,18 @@ from fomo.config import UserError
 
 ARTEFACTS = {
     "1_preprocessing": ["images.csv", "left_out.csv", "notes.csv", "pixels.npy"],
-    "2_finetuning": ["history.csv", "weights.pt"],
-    "3_bayesian_optimization": ["trials.csv"],
-    "4_best_finetuning": ["history.csv", "race.csv", "weights.pt"],
-    "5_features": ["train.npy", "validation.npy"],
-    "6_darts": ["choice.json", "history.csv", "ranking.csv", "rules.csv", "scores.csv"],
-    "7_head_tuning": ["trials.csv"],
-    "8_head": ["history.csv", "weights.pt"],
-    "9_ensemble": ["history_2.csv", "validation_2.npy", "weights_2.pt"],
-    "10_final": ["options.csv"],
-    "11_evaluation": [
-        *("metrics.csv", "model.safetensors", "predictions.csv", "predictions.npy", "scored.csv", "test.npy"),
+    "2_probe": ["features.npy", "head.pt", "strengths.csv"],
+    "3_finetuning": ["history.csv", "weights.pt"],
+    "4_bayesian_optimization": ["trials.csv"],
+    "5_best_finetuning": ["history.csv", "race.csv", "weights.pt"],
+    "6_features": ["train.npy", "validation.npy"],
+    "7_darts": ["choice.json", "history.csv", "ranking.csv", "rules.csv", "scores.csv"],
+    "8_head_tuning": ["trials.csv"],
+    "9_head": ["history.csv", "weights.pt"],
+    "10_ensemble": ["history_2.csv", "weights_2.pt"],
+    "11_final": ["chosen.json", "options.csv"],
+    "12_evaluation": [
+        *("metrics.csv", "predictions.csv", "predictions.npy", "scored.csv", "test.npy"),
         *("calibration.csv", "validation.csv"),
     ],
 }
@@ -58,9 +59,9 @@ def test_each_stage_leaves_its_artefacts(finished):
 
 
 def test_finished_run_holds_no_checkpoint_and_no_half_written_file(finished):
-    names = {path.name for path in files(finished.root)} - {"weights.pt", "weights_2.pt"}
+    names = {path.name for path in files(finished.root)} - {"head.pt", "weights.pt", "weights_2.pt"}
     assert not [name for name in names if name.endswith((".tmp", ".pt"))]
-    assert "train_2.npy" not in names
+    assert not {"features_train_2.npy", "features_validation_2.npy"} & names
 
 
 # ---- read through
@@ -88,7 +89,7 @@ def test_second_call_computes_nothing_and_gives_equal_results(copied, finished):
         ("head_batch", 2, fomo.tune_head, "head_batch: stored 6, asked 2"),
         ("head_epochs", 9, fomo.train_head, "head_epochs: stored 4, asked 9"),
         ("members", 3, fomo.train_members, "members: stored 2, asked 3"),
-        ("final", "searched", fomo.compose, "final: stored validation, asked searched"),
+        ("final", "validation", fomo.compose, "final: stored searched, asked validation"),
         ("trials", 5, fomo.evaluate, "trials: stored 3, asked 5"),
     ],
 )
@@ -181,7 +182,7 @@ def test_killed_run_ends_with_the_same_results(killed, finished, stage):
         if name in ("rules.csv", "trials.csv"):
             tables = [pd.read_csv(table).drop(columns="seconds") for table in (path, expected)]
             pd.testing.assert_frame_equal(*tables, check_exact=True)
-        elif name == "weights.pt":
+        elif name in ("head.pt", "weights.pt"):
             states = [torch.load(state, weights_only=True) for state in (path, expected)]
             assert all(torch.equal(value, states[1][tensor]) for tensor, value in states[0].items())
         else:

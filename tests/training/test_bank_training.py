@@ -9,6 +9,7 @@ from banks import BATCH, CLASSES, FEATURES, MIXED, batch, configurations, pair, 
 from fomo.data.batches import FeatureBatches, loader
 from fomo.networks.bank import HeadBank
 from fomo.networks.heads import HEADS, LINEAR
+from fomo.training import loop
 from fomo.training.bank_training import deal, fit_bank
 from fomo.training.loop import DivergedError
 
@@ -113,10 +114,22 @@ def test_training_a_bank_leaves_the_random_numbers_of_the_caller_alone():
     assert torch.rand(1) == expected
 
 
-def test_resumed_fit_of_a_bank_ends_at_the_same_weights(tmp_path):
-    whole, curves = fitted()
-    fitted(tmp_path / "checkpoint.pt", epochs=2)
-    resumed, resumed_curves = fitted(tmp_path / "checkpoint.pt")
+def test_resumed_fit_of_a_bank_ends_at_the_same_weights(tmp_path, monkeypatch):
+    """Broken off in the third of four epochs."""
+    evaluate, left = loop.evaluate, iter(range(2))
+
+    def interrupted(*arguments):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return evaluate(*arguments)
+
+    with threads(1):
+        whole, curves = fitted()
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "evaluate", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                fitted(tmp_path / "checkpoint.pt")
+        resumed, resumed_curves = fitted(tmp_path / "checkpoint.pt")
     assert curves.equals(resumed_curves)
     states = whole.state_dict(), resumed.state_dict()
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())

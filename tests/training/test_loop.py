@@ -166,8 +166,8 @@ def test_training_reports_the_losses_of_its_first_quarters_and_of_each_epoch_but
 
 
 def test_cosine_rises_for_a_tenth_of_the_steps_and_falls_to_zero():
-    factors = [cosine(step, 50) for step in range(51)]
-    assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    factors = [cosine(step / 50) for step in range(51)]
+    assert factors[:5] == pytest.approx([0.0, 0.2, 0.4, 0.6, 0.8])
     reference = torch.optim.lr_scheduler.CosineAnnealingLR
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 1.0)
     scheduler, falling = reference(optimizer, 45), []
@@ -176,15 +176,15 @@ def test_cosine_rises_for_a_tenth_of_the_steps_and_falls_to_zero():
         optimizer.step()
         scheduler.step()
     assert factors[5:] == pytest.approx(falling, abs=1e-9)
-    assert all(0 <= cosine(step, steps) <= 1 for steps in (1, 2, 3) for step in range(steps + 1))
+    assert all(0 <= cosine(step / 1000) <= 1 for step in range(1001))
 
 
-def test_schedule_sets_the_rate_of_every_step():
+def test_schedule_sets_the_rate_of_every_step_to_that_of_its_middle():
     model, rates = LINEAR.build(6, 3), []
     optimizer = make_optimizer(model, "sgd", 0.5, 0.0)
     optimizer.register_step_post_hook(lambda *_: rates.append(optimizer.param_groups[0]["lr"]))
     fit(model, optimizer, *feature_loaders(), 5, seed=0, device=CPU, schedule="cosine")
-    assert rates == pytest.approx([0.5 * cosine(step, 20) for step in range(20)])
+    assert rates == pytest.approx([0.5 * cosine((step + 0.5) / 20) for step in range(20)])
 
 
 def test_smoothing_spreads_a_share_of_the_label_over_all_classes():
@@ -276,3 +276,53 @@ def test_heads_of_a_bank_have_the_learning_curves_of_heads_trained_alone():
         alone = fit(heads[number], optimizer, *feature_loaders(), 3, seed=2, device=CPU)
         together = curves[curves["model"] == number].reset_index(drop=True).assign(model=0)
         pd.testing.assert_frame_equal(together, alone, check_exact=False, atol=1e-4, rtol=0)
+
+
+def in_a_hurry(after, steps):
+    """A `pace` that, once `after` steps are done, leaves `steps` in all."""
+    return lambda done, total: min(total, steps) if done >= after else total
+
+
+def paced_training(pace, epochs=5):
+    """The learning rate of each step, and the history, of a training whose epochs have four batches."""
+    model, rates = LINEAR.build(6, 3), []
+    optimizer = make_optimizer(model, "sgd", 0.5, 0.0)
+    optimizer.register_step_post_hook(lambda *_: rates.append(optimizer.param_groups[0]["lr"]))
+    options = {"seed": 0, "device": CPU, "schedule": "cosine", "pace": pace}
+    return rates, fit(model, optimizer, *feature_loaders(), epochs, **options)
+
+
+def test_pace_takes_steps_away_and_the_last_epoch_is_a_part_of_one():
+    rates, history = paced_training(in_a_hurry(after=5, steps=10))
+    assert len(rates) == 10
+    assert history["epoch"].tolist() == [1, 2, 3]
+
+
+def test_pace_is_asked_before_each_step():
+    asked = []
+    paced_training(lambda done, total: asked.append((done, total)) or total, epochs=2)
+    assert asked == [(done, 8) for done in range(8)]
+
+
+def test_rate_still_ends_near_zero_where_steps_are_taken_away():
+    whole, _ = paced_training(None)
+    rates, _ = paced_training(in_a_hurry(after=8, steps=12))
+    assert rates[:8] == whole[:8]
+    assert rates[8:] == sorted(rates[8:], reverse=True)
+    assert rates[-1] < 0.05 * 0.5  # a step before it was to be 0
+
+
+def test_pace_that_changes_nothing_leaves_the_schedule_as_it_was():
+    assert paced_training(lambda done, total: total)[0] == paced_training(None)[0]
+
+
+@pytest.mark.parametrize("interruption", [(4, 99), (99, 3)], ids=["in training", "in validation"])
+def test_interrupted_training_with_a_pace_goes_on_to_the_same_weights(tmp_path, interruption):
+    recipe = RECIPE | {"pace": in_a_hurry(after=2, steps=7)}  # two epochs of three batches, and a third of one
+    weights, history = train_classifier("adam", tmp_path / "whole.pt", **recipe)
+    with pytest.raises(KeyboardInterrupt):
+        train_classifier("adam", tmp_path / "checkpoint.pt", *interruption, **recipe)
+    resumed_weights, resumed_history = train_classifier("adam", tmp_path / "checkpoint.pt", **recipe)
+    assert history["epoch"].tolist() == [1, 2, 3]
+    pd.testing.assert_frame_equal(history, resumed_history, check_exact=True)
+    assert all(torch.equal(weights[name], resumed_weights[name]) for name in weights)

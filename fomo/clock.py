@@ -1,0 +1,127 @@
+"""The minutes of a run: what is used, what is left, and what has been decided by them."""
+
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+
+from fomo.storage import read_json, write_json
+
+EVERY = 2.0  # seconds between two writes of the count: what a kill can lose of it
+CHECKS = 5.0  # seconds between two looks of a training at the clock
+SLOWNESS = (0.8, 5.0)  # the least and the most that is believed
+SLACK = 0.02  # of what a training takes: so much too long is left as it is
+
+
+class Clock:
+    """Counts the seconds that a run computes, in all its processes together, and stores what is decided by them.
+
+    `minutes` is what the run may take in all; 0: as long as it takes. Time counts while `running`, so a notebook may
+    rest between two cells. A decision is made once, and stored before it acts: a run that goes on after a kill, and one
+    that replays a stored plan, decide the same.
+    """
+
+    def __init__(self, minutes: float, folder: Path):
+        self.minutes = minutes
+        self._count, self._decided = folder / "clock.json", folder / "plan.json"
+        stored = read_json(self._count) if self._count.exists() else {"seconds": 0.0, "slowness": 1.0}
+        self._before, self.slowness = stored["seconds"], stored["slowness"]  # how much longer it takes than was timed
+        self.decisions = read_json(self._decided) if self._decided.exists() else {}
+        self.best = ""  # what the best model so far is worth, as text
+        self._since: float | None = None  # when the clock was started
+        self._written = 0.0
+
+    @property
+    def limited(self) -> bool:
+        return self.minutes > 0
+
+    @property
+    def used(self) -> float:
+        """The seconds that the run has computed so far."""
+        return self._before + (0.0 if self._since is None else time.monotonic() - self._since)
+
+    @property
+    def left(self) -> float:
+        """The seconds that are left; infinite where there is no limit."""
+        return 60 * self.minutes - self.used if self.limited else float("inf")
+
+    @contextmanager
+    def running(self):
+        """Time counts in the block; blocks may lie in each other."""
+        if not self.limited or self._since is not None:
+            yield
+            return
+        self._since = time.monotonic()
+        try:
+            yield
+        finally:
+            self._before, self._since = self.used, None
+            self.tick(always=True)
+
+    def tick(self, *, always: bool = False) -> None:
+        """Stores the count, but not more often than is needed."""
+        if self.limited and (always or self.used - self._written >= EVERY):
+            self._written = self.used
+            self._count.parent.mkdir(parents=True, exist_ok=True)
+            write_json(self._count, {"seconds": self.used, "slowness": self.slowness})
+
+    def decide(self, name: str, make: Callable[[], object]) -> object:
+        """What was decided under `name`, or, if nothing was, what `make` gives, which is stored. A run without minutes
+        or a plan has nothing to decide."""
+        if name not in self.decisions:
+            if not self.limited:
+                return make()
+            self.keep(name, make())
+        return self.decisions[name]
+
+    def keep(self, name: str, value: object) -> None:
+        """Stores a decision."""
+        self.decisions[name] = value
+        self._decided.parent.mkdir(parents=True, exist_ok=True)
+        write_json(self._decided, self.decisions)
+        self.tick(always=True)
+
+    def pace(self, name: str, left: Callable[[], float], seconds: float) -> Callable[[int, int], int] | None:
+        """The `pace` of a training (`loop.fit`) that has `left()` seconds from now on, and was planned to take so many
+        `seconds` on an idle machine; None where nothing limits it."""
+        pace = Pace(self, name, left, seconds)
+        return pace if self.limited or pace.name in self.decisions else None
+
+
+class Pace:
+    """Asked before each step for the number of steps of a training in all: fewer where the time would not do.
+
+    What it takes away is stored as pairs (step, steps in all), and done again at the same steps by whoever repeats the
+    training.
+    """
+
+    def __init__(self, clock: Clock, name: str, left: Callable[[], float], seconds: float):
+        self.clock = clock
+        self.name = f"steps of {name}"
+        self.left = left
+        self.seconds = seconds
+        self.planned = 0.0  # seconds a step
+        self.begun: tuple[int, float] | None = (
+            None  # a step, and the seconds used then: the pace is measured from there
+        )
+        self.looked = 0.0
+
+    def __call__(self, step: int, steps: int) -> int:
+        clock, cuts = self.clock, self.clock.decisions.get(self.name, [])
+        for at, total in cuts:
+            if at == step:
+                return total
+        clock.tick()
+        if self.begun is None:
+            self.begun, self.looked = (step, clock.used), clock.used
+            self.planned = self.seconds / steps
+        if not clock.limited or clock.used - self.looked < CHECKS or (cuts and step < cuts[-1][0]):
+            return steps
+        self.looked = clock.used
+        each = (clock.used - self.begun[1]) / (step - self.begun[0])
+        clock.slowness = min(max(each / self.planned, SLOWNESS[0]), SLOWNESS[1])
+        fitting = step + max(1, int(self.left() / each))
+        if fitting >= step + (1 - SLACK) * (steps - step):
+            return steps
+        clock.keep(self.name, [*cuts, (step, fitting)])
+        return fitting

@@ -1,0 +1,175 @@
+"""What a plan is made of: facts of the data, and what this machine does with a network, timed for some seconds."""
+
+import os
+import resource
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from timm.models import get_pretrained_cfg
+
+from fomo.artifacts import Run
+from fomo.config import UserError
+from fomo.data.batches import ImageBatches, loader
+from fomo.data.datasets import Dataset
+from fomo.data.images import GREY_MODES, for_each, to_pixels
+from fomo.networks.backbones import load_backbone
+from fomo.networks.classifier import Classifier
+from fomo.networks.heads import LINEAR
+from fomo.training.loop import cross_entropy, make_optimizer
+
+LOOKED_AT = 64  # images that are opened and timed
+TIMED_SIDES = (64, 128)  # pixels; between and beyond them, time grows with the number of pixels
+TIMED_IMAGES = 32  # a step
+TIMED_STEPS = 3  # after one that warms up
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a data set before it is read, and of the machine.
+
+    Numbers of images (`train`, `test`), of `classes`, and of images in the `smallest` class; whether images have
+    groups (`grouped`); the `side` (shorter, in pixels) and the `aspect` (longer over shorter side) of an image in the
+    median, and whether all are `grey`; images that are decoded a second (`decoded`); free memory in MB; and
+    `speeds`: backbone, side, forward and train (images a second), memory (MB an image of a training step).
+    """
+
+    train: int
+    test: int
+    classes: int
+    smallest: int
+    grouped: bool
+    side: int
+    aspect: float
+    grey: bool
+    decoded: float
+    memory: float
+    speeds: pd.DataFrame
+
+    def pace(self, backbone: str, side: int, what: str) -> float:
+        """Images a second of "forward" or "train" at a side: a straight line in the number of pixels through what was
+        timed."""
+        of = self.speeds[self.speeds["backbone"] == backbone].sort_values("side")
+        pixels, seconds = of["side"].to_numpy(float) ** 2, 1 / of[what].to_numpy()
+        slope = max((seconds[-1] - seconds[0]) / (pixels[-1] - pixels[0]), 0.0) if len(of) > 1 else 0.0
+        slope = slope or seconds[-1] / pixels[-1]
+        return float(1 / max(seconds[-1] + slope * (side**2 - pixels[-1]), seconds[0] / 10))
+
+    def summary(self) -> pd.DataFrame:
+        """The facts of the data, a row each."""
+        rows = {"train images": self.train, "test images": self.test, "classes": self.classes}
+        rows |= {"images of the smallest class": self.smallest, "grouped": self.grouped}
+        rows |= {"shorter side (median, pixels)": self.side, "aspect": round(self.aspect, 2), "grey": self.grey}
+        return pd.DataFrame({"fact": rows.keys(), "value": [str(value) for value in rows.values()]})
+
+
+def look(run: Run, dataset: Dataset, backbones: Iterable[str]) -> Facts:
+    """The facts of a data set, and what this machine does with each of `backbones`."""
+    train, test = dataset.train, dataset.test()
+    rng = np.random.default_rng(run.config.seed)
+    files = train["file"].to_numpy()[np.sort(rng.permutation(len(train))[:LOOKED_AT])]
+    begun = time.perf_counter()
+    seen = [size for size in for_each(lambda file: _look(dataset, file), list(files), "looking at images") if size]
+    seconds = time.perf_counter() - begun
+    sizes = np.array([size for size, _ in seen] or [(64, 64)])
+    counts = train["label"].value_counts()
+    return Facts(
+        train=len(train),
+        test=len(test),
+        classes=len(dataset.classes),
+        smallest=int(counts.min()),
+        grouped="group" in train,
+        side=int(np.median(sizes.min(axis=1))),
+        aspect=float(np.median(sizes.max(axis=1) / sizes.min(axis=1))),
+        grey=all(grey for _, grey in seen),
+        decoded=len(files) / seconds,
+        memory=_free_memory(run.device),
+        speeds=pd.DataFrame([row for name in backbones for row in time_network(run, name, len(dataset.classes))]),
+    )
+
+
+def _look(dataset: Dataset, file: str) -> tuple[tuple[int, int], bool] | None:
+    """An image's size and whether it is grey, decoded and resized as all will be; None if it cannot be read."""
+    try:
+        with dataset.source.open(file) as image:
+            found = image.size, image.mode in GREY_MODES
+            to_pixels(image, 160, 3)
+        return found
+    except Exception:  # what is wrong with it is said when it is decoded
+        return None
+
+
+def time_network(run: Run, name: str, classes: int) -> list[dict]:
+    """The rows of a backbone in `Facts.speeds`: at `TIMED_SIDES`, or, where it cannot see images so small, at its own
+    side. Raises `UserError` where it sees neither."""
+    sides = [run.config.image_size] if "image_size" in run.asked else TIMED_SIDES
+    try:
+        return [_row(run, name, classes, side) for side in sides]
+    except (RuntimeError, ValueError, AssertionError) as error:
+        own = get_pretrained_cfg(name).input_size[-1]
+        if own in sides:
+            raise UserError(f"backbone '{name}' cannot be timed at {own} pixels ({error}); choose another") from error
+        return [_row(run, name, classes, own)]
+
+
+def _row(run: Run, name: str, classes: int, side: int) -> dict:
+    backbone = load_backbone(name, "random", side)
+    classifier = Classifier(backbone, LINEAR.build(backbone.num_features, classes)).to(run.device)
+    return {"backbone": name, "side": side} | _time(run, classifier, side)
+
+
+def _time(run: Run, classifier: Classifier, side: int) -> dict:
+    """Images a second of a network, forward and in training (augmentation included), and the memory of training."""
+    pixels = np.random.default_rng(0).integers(0, 255, (TIMED_IMAGES, 3, side, side), dtype=np.uint8)
+    labels, generator = np.zeros(TIMED_IMAGES, dtype=int), torch.Generator().manual_seed(0)
+    options = {"rotation": 10.0, "zoom": 0.3, "generator": generator, "device": run.device}
+    part = (pixels, range(TIMED_IMAGES), labels, classifier.backbone.mean, classifier.backbone.std)
+    batches, plain = loader(ImageBatches(*part, **options), TIMED_IMAGES, generator), loader(ImageBatches(*part), 64)
+    optimizer, before = make_optimizer(classifier, "adamw", 1e-3, 0.01), _memory(run.device)
+
+    def train() -> None:
+        classifier.train()
+        for inputs, truth in batches:
+            loss = cross_entropy(classifier(inputs.to(run.device)), truth.to(run.device))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    def forward() -> None:
+        classifier.eval()
+        with torch.inference_mode():
+            for inputs, _ in plain:
+                classifier(inputs.to(run.device))
+
+    paces = {"train": TIMED_IMAGES / _median(run, train)}
+    memory = max(_memory(run.device) - before, 0.0) / TIMED_IMAGES
+    return paces | {"forward": TIMED_IMAGES / _median(run, forward), "memory": memory}
+
+
+def _median(run: Run, work) -> float:
+    """The seconds that `work` takes once it is warm, in the median."""
+    seconds = []
+    for _ in range(1 + TIMED_STEPS):
+        begun = time.perf_counter()
+        work()
+        if run.device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - begun)
+    return float(np.median(seconds[1:]))
+
+
+def _memory(device: torch.device) -> float:
+    """The most memory that was in use so far, in MB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+def _free_memory(device: torch.device) -> float:
+    """The memory that is free, in MB."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] / 1e6
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e6

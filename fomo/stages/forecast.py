@@ -1,0 +1,82 @@
+"""What each step of a run takes, by what was timed: a pure function of facts and settings."""
+
+from fomo.config import Config
+from fomo.stages.facts import Facts
+
+# What a step takes besides the passes of the network, measured on two cores of an AMD EPYC; seconds.
+START = 1.5  # of each training: the network is built, its first steps are slow
+HEAD_STEP = 1.3e-3  # of a batch in the bank of 37 heads, with ten classes; it grows with the classes
+PAGES = 20.0  # of the notebooks and their pages; two of them are left out where nothing is searched
+SAFETY = 1.08  # what is planned is this much longer than what was timed
+
+ORDER = (
+    *("preprocess", "probe", "finetune", "optimize_finetuning", "race", "finetune_best", "extract_features"),
+    *("search_head", "tune_head", "train_head", "train_members", "compose", "evaluate", "pages"),
+)
+
+
+def forecast(facts: Facts, config: Config) -> dict[str, float]:
+    """The seconds that each step will take, by name, for a run of these settings."""
+    side, network = config.image_size, config.backbone
+    share = config.validation_share
+    train, validation = facts.train * (1 - share), facts.train * share
+    forward = facts.pace(network, side, "forward")
+    views = 2 if config.flip != "none" else 1
+    views = 8 if views == 2 and config.rotation >= 90 else views
+    heads = HEAD_STEP * max(1.0, facts.classes / 10) ** 0.5
+    seen = min(train, config.head_images or train) / config.batch_size  # batches of an epoch of a head
+    trial_side = config.trial_size or side
+    judges = min(validation, max(1000, validation * config.trial_share))
+    pruned = 0.75 if config.prune else 1.0
+    trial = START + config.trial_epochs * config.trial_share * train / train_pace(facts, config, trial_side)
+    trial += judges / facts.pace(network, trial_side, "forward")
+    seconds = {
+        "preprocess": 1 + facts.train / facts.decoded,
+        "probe": START + facts.train / forward + 3e-7 * min(facts.train, 20000) * (20 + facts.classes) * 8,
+        "finetune": config.first_epochs * epoch(facts, config) + START * (config.first_epochs > 0),
+        "optimize_finetuning": config.trials * trial * pruned,
+        "race": race(facts, config) if config.trials else 0.0,
+        "finetune_best": START + config.epochs * epoch(facts, config),
+        "extract_features": facts.train / forward if config.darts_epochs else 0.0,
+        "search_head": 0.0,
+        "tune_head": 0.0,
+        "train_head": 0.0,
+        "train_members": 0.0,
+        "compose": config.members * views * validation / forward,
+        "evaluate": 4 + facts.test / facts.decoded + (config.members * views * facts.test + facts.test) / forward
+        + views * validation / forward + 2e-7 * config.bootstrap * facts.classes**2,
+        "pages": PAGES,
+    }  # fmt: skip
+    if config.darts_epochs:
+        alone = 2 * config.alone_epochs  # each trained alone, and the halving
+        seconds["search_head"] = config.head_seeds * seen * heads * (4 * config.darts_epochs + alone)
+        seconds["tune_head"] = config.head_trials * config.head_epochs * seen * heads / 10
+        seconds["train_head"] = START + config.head_epochs * train / config.batch_size * heads / 10
+    if config.members > 1:
+        seconds["train_members"] = (config.members - 1) * member(facts, config)
+    return {name: SAFETY * value if name != "pages" else value for name, value in seconds.items()}
+
+
+def epoch(facts: Facts, config: Config) -> float:
+    """The seconds of an epoch of finetuning, its validation included."""
+    train, validation = facts.train * (1 - config.validation_share), facts.train * config.validation_share
+    train = min(train, config.epoch_images or train)
+    return train / train_pace(facts, config, config.image_size) + validation / facts.pace(
+        config.backbone, config.image_size, "forward"
+    )
+
+
+def race(facts: Facts, config: Config) -> float:
+    """The seconds of the race between the finalists."""
+    length = START + (config.race_epochs or config.epochs) * config.race_share * epoch(facts, config)
+    return config.finalists * length
+
+
+def member(facts: Facts, config: Config) -> float:
+    """The seconds that a further network takes."""
+    features = facts.train / facts.pace(config.backbone, config.image_size, "forward") if config.darts_epochs else 0.0
+    return START + config.epochs * epoch(facts, config) + features
+
+
+def train_pace(facts: Facts, config: Config, side: int) -> float:
+    return facts.pace(config.backbone, round(config.train_scale * side), "train")

@@ -1,0 +1,164 @@
+"""Stage 0: the plan. Facts, a contest of frozen networks, what the minutes are spent on, and what is left of them."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
+
+import pandas as pd
+
+from fomo.artifacts import Run, Stage
+from fomo.data.datasets import load_dataset
+from fomo.networks.weights import OFFLINE, available, weights_fingerprint
+from fomo.stages import rules
+from fomo.stages.contest import Contest, contest
+from fomo.stages.facts import Facts, look
+from fomo.stages.forecast import ORDER, SAFETY, epoch, forecast, member
+from fomo.storage import read_json, read_table, write_json
+
+CONTEST = 0.06  # of the minutes: what the contest may take
+LATE = 1.25  # times what was planned for it: so long may a search take
+LEAST = 0.6  # of a further network's training: with less time it is not begun
+SEVERAL = 8.0  # minutes from which on more than one network is tried
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan (`settings`, and `steps`: step, minutes, why), and what it was made of: `facts` and `contest`, None where
+    the settings are the preset's."""
+
+    settings: dict
+    steps: pd.DataFrame
+    facts: Facts | None = None
+    contest: Contest | None = None
+
+
+def plan(run: Run) -> Planned:
+    """The plan of a run, whose settings are then the run's: made once, before anything long begins, and stored.
+
+    A run without minutes, or by the stored plan of another run, has its settings already.
+    """
+    if not run.clock.limited:
+        return Planned(asdict(run.config), rules.steps(run.config))
+    stage = _stage(run)
+    if not stage.done:
+        with run.clock.running():
+            _make(run, stage)
+            stage.finish()
+    run.settle(run.clock.decisions["settings"])
+    return Planned(run.clock.decisions["settings"], stage.table("steps"), load_facts(run), _load_contest(stage))
+
+
+def _stage(run: Run) -> Stage:
+    if not run.inputs:
+        run.inputs["data"] = load_dataset(run.config.dataset).fingerprint()
+        run.inputs["weights_file"] = weights_fingerprint(run.config.weights)
+    names = ("seed", "minutes", "metric", "backbone", "weights")
+    asked = {f"asked {name}": value for name, value in run.asked.items() if name not in names}
+    return Stage(run.folder / "0_plan", {name: getattr(run.before, name) for name in names} | asked | run.inputs)
+
+
+def _make(run: Run, stage: Stage) -> None:
+    """Makes the plan and stores it."""
+    dataset, asked = load_dataset(run.config.dataset), run.before
+    facts = look(run, dataset, _backbones(run))
+    seconds = 60 * asked.minutes
+    names = list(dict.fromkeys(facts.speeds["backbone"]))
+    sides = [asked.image_size] if "image_size" in run.asked else rules.sides(facts, asked, run.clock.left)
+    found = contest(run, dataset, facts, names, sides, CONTEST * seconds, stage.folder)
+    planned = rules.make_plan(facts, found, asked, run.clock.left, run.asked)
+    plain = {name: value for name, value in asdict(facts).items() if name != "speeds"}
+    write_json(
+        stage.path("facts.json"), plain | {name: getattr(found, name) for name in ("fit", "flip", "rotation", "zoom")}
+    )
+    for name, table in (("speeds", facts.speeds), ("contest", found.table), ("turns", found.turns)):
+        stage.save_table(name, table)
+    stage.save_table("steps", planned.steps)
+    run.clock.keep("settings", planned.settings)
+
+
+def _backbones(run: Run) -> list[str]:
+    """The networks to try: the one asked for, or all whose weights are at hand; with few minutes, the first."""
+    if "backbone" in run.asked or "weights" in run.asked or run.config.minutes < SEVERAL:
+        return [run.config.backbone]
+    return [name for name in OFFLINE if available(name)] or [run.config.backbone]
+
+
+def load_facts(run: Run) -> Facts | None:
+    """The facts that the plan of a run was made of; None where it has none."""
+    folder = run.folder / "0_plan"
+    if not (folder / "facts.json").exists():
+        return None
+    stored = read_json(folder / "facts.json")
+    names = {field.name for field in fields(Facts)}
+    return Facts(**{name: stored[name] for name in names if name in stored}, speeds=read_table(folder / "speeds.csv"))
+
+
+def _load_contest(stage: Stage) -> Contest:
+    stored = read_json(stage.path("facts.json"))
+    found = [stored[name] for name in ("flip", "rotation", "zoom")]
+    return Contest(stage.table("contest"), stored["fit"], stage.table("turns"), *found)
+
+
+def settle(run: Run) -> None:
+    """Gives a run the settings of its plan, which is made if there is none."""
+    if run.clock.limited and not run.settled:
+        plan(run)
+
+
+def planned_seconds(run: Run) -> dict[str, float]:
+    """The seconds that each step takes by the plan; none for a run without minutes."""
+    facts = load_facts(run) if run.clock.limited else None
+    return forecast(facts, run.config) if facts else {}
+
+
+def reserve(run: Run, step: str) -> float:
+    """The seconds that the steps after `step` will take, further networks aside, at the machine's present pace."""
+    seconds = planned_seconds(run)
+    later = set(ORDER[ORDER.index(step) + 1 :]) - {"train_members"}
+    return run.clock.slowness * sum(value for name, value in seconds.items() if name in later)
+
+
+def budget(run: Run, step: str) -> Callable[[], bool]:
+    """Whether a step has taken `LATE` times what was planned for it, and must end; never, without minutes."""
+    seconds, begun = planned_seconds(run).get(step), run.clock.used
+    return lambda: seconds is not None and run.clock.used - begun > LATE * seconds
+
+
+def pace(run: Run, step: str, name: str, parts: int = 1) -> Callable[[int, int], int] | None:
+    """The `pace` of one of the trainings (`parts` of them) that a step consists of: `LATE` times what was planned."""
+    begun, seconds = run.clock.used, planned_seconds(run).get(step, 0.0) / parts
+    return run.clock.pace(name, lambda: LATE * seconds - (run.clock.used - begun), seconds)
+
+
+def last_pace(run: Run, step: str, name: str) -> tuple[int, Callable[[int, int], int] | None]:
+    """The epochs of a network of the final model, and the `pace` of its training, which leaves the seconds that the
+    steps after it take.
+
+    The plan's epochs, or, where more or less time is left than was planned, as many as fit beside the further networks.
+    """
+    seconds, facts = planned_seconds(run), load_facts(run)
+    left = lambda: run.clock.left - reserve(run, step)  # noqa: E731
+    if not run.clock.limited:
+        return run.clock.decisions.get("epochs", run.config.epochs), run.clock.pace(name, left, 1.0)
+
+    def epochs() -> int:
+        each = epoch(facts, run.config) * SAFETY * run.clock.slowness
+        return int(min(max(1, (left() - seconds["train_members"]) / each), rules.ENOUGH_EPOCHS))
+
+    number = run.clock.decide("epochs", epochs)
+    return number, run.clock.pace(name, left, number * epoch(facts, run.config))
+
+
+def another(run: Run, number: int) -> bool:
+    """Whether the network of this number (2, 3, ...) is trained: by the settings, or, in a run with minutes, while
+    there is time for `LEAST` of its training."""
+    if not run.clock.limited:
+        return run.clock.decisions.get(f"network {number}", number <= run.config.members)
+
+    def fits() -> bool:
+        own = replace(run.config, members=number, epochs=run.clock.decisions["epochs"])
+        facts, later = load_facts(run), ("compose", "evaluate", "pages")
+        seconds, each = forecast(facts, own), member(facts, own)
+        left = run.clock.left - run.clock.slowness * sum(seconds[name] for name in later)
+        return number <= rules.MOST_MEMBERS and left > LEAST * each * run.clock.slowness
+
+    return run.clock.decide(f"network {number}", fits)

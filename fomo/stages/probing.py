@@ -1,0 +1,68 @@
+"""Stage 2: the probe. The network as it comes, and a linear layer on its features: the first model, the first bar."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from torch import nn
+
+from fomo.artifacts import Run
+from fomo.networks.backbones import Backbone, check_sides, load_backbone
+from fomo.networks.classifier import Classifier
+from fomo.networks.heads import LINEAR
+from fomo.networks.inference import store_features
+from fomo.stages.common import open_stage, seeded, step
+from fomo.stages.preprocessing import Preprocessed, image_loader, preprocess
+from fomo.storage import load_state, save_state
+from fomo.training.logistic import choose_strength, fit_linear
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The `backbone` as it comes, its `features` of all images (a row each, as their pixels have), the linear `head`
+    that a logistic regression makes of those of train, and its `strengths`: a row for each C, the best first by the
+    run's metric on validation (C, macro_f1, accuracy, log_loss)."""
+
+    backbone: Backbone
+    head: nn.Sequential
+    features: np.ndarray
+    strengths: pd.DataFrame
+
+    @property
+    def model(self) -> Classifier:
+        return Classifier(self.backbone, self.head).eval()
+
+    def head_for(self, data: Preprocessed) -> nn.Sequential:
+        """The head that the train part of another division of the images makes."""
+        _, rows, labels = data.part("train")
+        strength, classes = self.strengths["C"].iloc[0], len(data.dataset.classes)
+        return nn.Sequential(fit_linear(self.features[rows], labels, classes, strength))
+
+
+@step("2_probe")
+def probe(run: Run) -> Probe:
+    """The probe: no weight of the network is trained. It costs one pass over the images, and finetuning has to be
+    better."""
+    stage, data = open_stage(run, "2_probe"), preprocess(run)
+    backbone = seeded(run.config.seed, lambda: as_it_comes(run)).to(run.device).eval()
+    if not stage.done:
+        check_sides(backbone, {run.config.image_size})
+        if not stage.path("features.npy").exists():
+            every = data.pixels, range(len(data.pixels)), np.zeros(len(data.pixels), dtype=int)
+            batches = image_loader(run, every, backbone)
+            store_features(backbone, batches, stage.path("features.npy"), run.device, "probe")
+        parts, features = [data.part(name)[1:] for name in ("train", "validation")], stage.array("features")
+        train, validation = ((features[rows], labels) for rows, labels in parts)
+        table = choose_strength(train, validation, len(data.dataset.classes), run.config.metric, seed=run.config.seed)
+        head = fit_linear(*train, len(data.dataset.classes), table["C"].iloc[0], seed=run.config.seed)
+        stage.save_table("strengths", table)
+        save_state(stage.path("head.pt"), nn.Sequential(head).state_dict())
+        stage.finish()
+    head = LINEAR.build(backbone.num_features, len(data.dataset.classes))
+    head.load_state_dict(load_state(stage.path("head.pt"), "cpu"))
+    return Probe(backbone, head.to(run.device), stage.array("features"), stage.table("strengths"))
+
+
+def as_it_comes(run: Run) -> Backbone:
+    """The run's backbone with its given weights."""
+    return load_backbone(run.config.backbone, run.config.weights, run.config.image_size)

@@ -1,0 +1,175 @@
+"""The plan: what the minutes are spent on, a pure function of facts, a contest and the minutes."""
+
+import math
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+from fomo.config import Config, UserError
+from fomo.stages.contest import Contest
+from fomo.stages.facts import Facts
+from fomo.stages.forecast import ORDER, SAFETY, START, epoch, forecast, member, race, train_pace
+
+# Rules. Each says how it was learned; evidence/minutes.py has the measurements.
+ENOUGH_EPOCHS = 24  # from here on further networks bring more than further epochs
+FEWEST_STEPS = 40  # of a finetuning: with fewer, it does not beat the probe
+SEARCH = 0.25  # of the final training: all searches together take no more
+LEAST_SEARCH = 25.0  # seconds; with fewer there is no search
+SHARES = {"study": 0.5, "race": 0.25, "head": 0.25}  # of the seconds of all searches
+MOST_MEMBERS = 8  # networks: the mean of more is hardly better, and each prediction takes as long as there are networks
+HEAD = ("search_head", "tune_head", "train_head")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The `settings` of a run, and its `steps`: step, minutes, why."""
+
+    settings: dict
+    steps: pd.DataFrame
+
+
+def sides(facts: Facts, config: Config, seconds: float) -> list[int]:
+    """The sides, in pixels, that images of a data set may be seen at, smallest first: up to twice their own, and no
+    larger than leaves time for `FEWEST_STEPS` steps."""
+    if len(set(facts.speeds["side"])) == 1:  # the network sees images of one size
+        return [int(facts.speeds["side"].iloc[0])]
+    most = min(256, max(64, 32 * -(-2 * facts.side // 32)))
+    candidates = [side for side in (64, 96, 128, 160, 192, 224, 256) if side <= most]
+    affordable = [
+        side for side in candidates if FEWEST_STEPS * config.batch_size / train_pace(facts, config, side) < seconds / 2
+    ]
+    return affordable or candidates[:1]
+
+
+def validation_share(facts: Facts) -> float:
+    """A fifth of few images, down to a twentieth of many: some hundred are needed to choose by, and more bring little,
+    while the training misses them."""
+    return float(np.clip(round(400 / facts.train, 2), 0.05, 0.2))
+
+
+def make_plan(facts: Facts, contest: Contest, config: Config, seconds: float, asked: dict | None = None) -> Plan:
+    """The plan for the `seconds` that are left, from the settings that all plans share (`config`); settings that were
+    `asked` for stay.
+
+    The final training is reserved first, all searches get at most a quarter of it, and further networks what is then
+    left. A step that finds no room is left out. Raises `UserError`, with the minutes needed, where the probe does not
+    fit.
+    """
+    asked = asked or {}
+    base = {"fit": contest.fit, "flip": contest.flip, "rotation": contest.rotation, "zoom": contest.zoom}
+    base |= {} if contest.zoom else {"train_scale": 1.0}  # whole images are seen in their own size
+    base |= {"validation_share": validation_share(facts), "batch_size": _batch_size(facts)}
+    base |= {"trials": 0, "darts_epochs": 0, "head_trials": 0, "members": 1, "epochs": 1}
+    bare = replace(config, **base | asked)
+    found = []
+    for row in contest.table.itertuples():
+        if row.fit != contest.fit:
+            continue
+        one = replace(bare, backbone=row.backbone, image_size=row.side)
+        fixed = sum(value for name, value in forecast(facts, one).items() if name != "finetune_best")
+        epochs = (seconds - fixed - START) / SAFETY / epoch(facts, one)
+        found.append((_promise(facts, contest, one, row, epochs), epochs, one, fixed))
+    fitting = [option for option in found if option[-1] <= seconds]
+    if not fitting:
+        missing = min(fixed for *_, fixed in found) - seconds
+        least = math.ceil(10 * (config.minutes + missing / 60)) / 10
+        raise UserError(
+            f"even the probe does not fit into {config.minutes:g} minutes here; give at least {least:g} (MINUTES)"
+        )
+    _, epochs, one, fixed = max(fitting, key=lambda option: option[0])
+    settings = replace(one, **_spend(facts, one, seconds - fixed) | asked)
+    return Plan(_changed(settings, config), steps(settings, forecast(facts, settings)))
+
+
+def _promise(facts: Facts, contest: Contest, config: Config, row, epochs: float) -> float:
+    """What a finetuning of so many epochs is expected to reach: minus the logarithm of its error, up to a constant."""
+    steps = min(max(epochs, 0.0), ENOUGH_EPOCHS) * facts.train / config.batch_size
+    return float(-np.log(1.02 - row.accuracy) - 12.0 / np.sqrt(12 + steps))
+
+
+def _spend(facts: Facts, config: Config, seconds: float) -> dict:
+    """The settings of training and searches for so many seconds."""
+    each = SAFETY * epoch(facts, config)
+    search = min(SEARCH * seconds / (1 + SEARCH), SEARCH * ENOUGH_EPOCHS * each)
+    settings = _search(facts, config, search if search >= LEAST_SEARCH else 0.0)
+    spent = sum(forecast(facts, replace(config, **settings)).values()) - sum(forecast(facts, config).values())
+    if seconds - spent - SAFETY * START < each:  # the training comes first
+        settings, spent = _search(facts, config, 0.0), 0.0
+    rest = seconds - spent - SAFETY * START
+    if rest < each:  # a part of an epoch is what fits
+        validated = facts.train * config.validation_share / facts.pace(config.backbone, config.image_size, "forward")
+        images = int((rest / SAFETY - validated) * train_pace(facts, config, config.image_size))
+        return settings | {"epochs": 1, "epoch_images": max(images, 2 * config.batch_size)}
+    epochs = int(np.clip(rest / each, 1, ENOUGH_EPOCHS))
+    settings |= {"epochs": epochs}
+    planned = replace(config, **settings)
+    more = rest - epochs * each
+    judged = forecast(facts, replace(planned, members=2))["evaluate"] - forecast(facts, planned)["evaluate"]
+    members = 1 + int(max(0.0, more) / (SAFETY * member(facts, planned) + judged))
+    return settings | {"members": int(min(members, MOST_MEMBERS))}
+
+
+def _search(facts: Facts, config: Config, seconds: float) -> dict:
+    """The settings of the searches for so many seconds: the study, its race, and the search for a head."""
+    settings = {"trials": 0, "darts_epochs": 0, "head_trials": 0}
+    if not seconds:
+        return settings
+    train = facts.train * (1 - config.validation_share)
+    small = max(48, config.image_size // 2) if config.trial_size == 0 and config.train_scale < 1 else 0
+    for trials, share in ((30, 1.0), (30, 0.5), (20, 0.5), (20, 0.25), (12, 0.25), (12, 0.1), (8, 0.1), (8, 0.05)):
+        study = {"trials": trials, "initial_trials": min(10, trials // 2), "trial_share": share, "trial_size": small}
+        if share * train < 10 * config.batch_size and share < 1:
+            continue
+        if forecast(facts, replace(config, **study))["optimize_finetuning"] <= SHARES["study"] * seconds:
+            settings |= study
+            break
+    if settings["trials"]:
+        for epochs, share in ((4, 1.0), (2, 1.0), (2, 0.5), (1, 0.5), (1, 0.25)):
+            settings |= {"race_epochs": epochs, "race_share": share}
+            if race(facts, replace(config, **settings)) <= SHARES["race"] * seconds:
+                break
+        else:  # what a study finds has to win a race
+            settings = {"trials": 0, "darts_epochs": 0, "head_trials": 0}
+    for seeds, trials, images in ((3, 30, 4000), (3, 10, 2000), (2, 10, 1000), (1, 10, 1000), (1, 0, 1000)):
+        head = {"darts_epochs": 8, "head_seeds": seeds, "head_trials": trials, "head_images": images}
+        cost = forecast(facts, replace(config, **head))
+        if sum(cost[name] for name in ("extract_features", *HEAD)) <= SHARES["head"] * seconds:
+            settings |= head
+            break
+    return settings
+
+
+def _batch_size(facts: Facts) -> int:
+    """Batches of 32, or of 64 where there are many images or a GPU has room for them."""
+    return 64 if facts.train > 20_000 else 32
+
+
+def _changed(settings: Config, config: Config) -> dict:
+    """The settings that a plan has made."""
+    before = asdict(config)
+    return {name: value for name, value in asdict(settings).items() if value != before[name]}
+
+
+def steps(config: Config, seconds: dict[str, float] | None = None) -> pd.DataFrame:
+    """The steps of a run of these settings: step, minutes (where the `seconds` of each are known), why."""
+    some = f"{config.trial_share:.0%} of the images"
+    why = {
+        "preprocess": f"images brought to {config.image_size} pixels ({config.fit}), and divided",
+        "probe": "a first model: a linear layer on the network as it comes",
+        "finetune": f"the study's first point, {config.first_epochs} epochs" * (config.first_epochs > 0),
+        "optimize_finetuning": f"{config.trials} trials on {some}" * (config.trials > 0),
+        "race": f"the best {config.finalists} trials, trained on" * (config.trials > 0 and config.finalists > 1),
+        "finetune_best": f"{config.epochs} epochs of {config.backbone}",
+        "extract_features": "what the heads learn from" * (config.darts_epochs > 0),
+        "search_head": f"DARTS and 37 heads alone, with {config.head_seeds} seeds" * (config.darts_epochs > 0),
+        "tune_head": f"{config.head_trials} trials" * (config.darts_epochs > 0 and config.head_trials > 0),
+        "train_head": "the head itself" * (config.darts_epochs > 0),
+        "train_members": f"{config.members - 1} further networks" * (config.members > 1),
+        "compose": "of all these, what is best on validation",
+        "evaluate": "the test images, once",
+        "pages": "notebooks and pages",
+    }
+    rows = [{"step": name, "minutes": (seconds or {}).get(name, np.nan) / 60, "why": why[name]} for name in ORDER]
+    table = pd.DataFrame(rows)[[bool(row["why"]) for row in rows]].reset_index(drop=True)
+    return table.round({"minutes": 2}) if seconds else table.drop(columns="minutes")

@@ -1,0 +1,76 @@
+"""The best model so far, in the run's one file, from the probe on; and what it is worth where a run ends early."""
+
+import numpy as np
+
+from fomo.artifacts import Run
+from fomo.config import UserError
+from fomo.model import load_model
+from fomo.networks.classifier import Classifier, Network
+from fomo.networks.heads import LINEAR
+from fomo.networks.inference import predict
+from fomo.stages import metrics
+from fomo.stages.common import finished
+from fomo.stages.evaluation import MODEL
+from fomo.stages.final import judge, make_model
+from fomo.stages.finetuning import untrained
+from fomo.stages.preprocessing import image_loader, preprocess, read_pixels
+from fomo.stages.probing import probe
+from fomo.stages.racing import finetune_best
+from fomo.storage import load_state, write_table
+
+
+def keep_best(run: Run) -> None:
+    """Stores the better one of the probe and the finetuned network (its best epoch so far, where its training is not
+    over) by the loss on validation, calibrated, as the run's model. A finished run has its final model already."""
+    if finished(run, "12_evaluation") or not finished(run, "2_probe"):
+        return
+    data, found = preprocess(run), []
+    for model in filter(None, (probe(run).model, _finetuned(run))):
+        batches = image_loader(run, data.part("validation"), model.backbone)
+        logits, labels = predict(model, batches, run.device)
+        found.append((judge(labels.numpy(), logits.double().numpy()), logits, labels, model))
+    worth, logits, labels, model = min(found, key=lambda one: one[0]["validation_loss"])
+    accuracy = float((logits.argmax(-1) == labels).double().mean())
+    run.clock.best = f"   best so far: accuracy {accuracy:.3f} on validation"
+    network = Network(model.backbone, [model.head])
+    handicaps = [0.0] * len(data.dataset.classes)
+    make_model(run, data, [network], [LINEAR], [worth["temperature"]], handicaps).save(run.folder / MODEL)
+
+
+def _finetuned(run: Run) -> Classifier | None:
+    """The finetuned network, or what its training has kept so far; None where there is neither."""
+    if finished(run, "5_best_finetuning"):
+        return finetune_best(run).model
+    checkpoint = run.folder / "5_best_finetuning" / "checkpoint.pt"
+    if not checkpoint.exists():
+        return None
+    classifier = untrained(run, preprocess(run))
+    classifier.load_state_dict(load_state(checkpoint, run.device)["best_state"])
+    return classifier.eval()
+
+
+def evaluate_so_far(run: Run) -> str:
+    """What the best model so far reaches on the test images, as text; its metrics are stored in so_far.csv. Raises
+    `UserError` where there is none yet."""
+    keep_best(run)
+    path = run.folder / MODEL
+    if not path.exists():
+        raise UserError("no model is there yet; the same command goes on from here")
+    data, model = preprocess(run), load_model(path)
+    test = data.dataset.test()
+    left_out = read_pixels(run, data.dataset, test["file"], run.folder / "so_far.npy")
+    pixels = np.load(run.folder / "so_far.npy", mmap_mode="r")
+    rows = np.flatnonzero(~test["file"].isin(left_out["file"]) & (test["label"] >= 0))
+    part = (pixels, rows, test["label"].to_numpy()[rows]) if len(rows) else data.part("validation")
+    model.classifier.to(run.device)
+    logits = predict(model.classifier, image_loader(run, part, model.classifier.networks[0].backbone), run.device)[0]
+    named, options = {"final": model.classifier.decide(logits)[0]}, {"resamples": run.config.bootstrap}
+    table = metrics.measure(part[2], named, len(model.classes), seed=run.config.seed, **options)
+    write_table(run.folder / "so_far.csv", table)
+    (run.folder / "so_far.npy").unlink()
+    values = table.set_index("metric")
+    text = ", ".join(
+        f"{name} {values.loc[name, 'value']:.3f} [{values.loc[name, 'low']:.3f}, {values.loc[name, 'high']:.3f}]"
+        for name in ("macro F1", "accuracy")
+    )
+    return f"the best model so far: {text} on {len(part[1])} images (95% intervals) | model: {path}"

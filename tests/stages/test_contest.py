@@ -1,0 +1,99 @@
+"""The contest, on images whose answer is known: what tells their classes apart is drawn."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image, ImageDraw
+
+import fomo
+from fomo.data.datasets import load_dataset
+from fomo.stages.contest import contest
+from fomo.stages.facts import Facts
+
+NAME = "tf_efficientnet_lite0"
+SPEEDS = pd.DataFrame({"backbone": [NAME], "side": [64], "forward": [300.0], "train": [100.0], "memory": [5.0]})
+FACTS = {"classes": 2, "smallest": 40, "grouped": False, "side": 64, "grey": False, "decoded": 500.0, "memory": 8000.0}
+
+
+def arrows(label, rng):
+    """An arrow to the left or to the right, somewhere."""
+    image, (x, y) = blank(rng, (64, 64)), rng.integers(8, 16, 2)
+    draw, length = ImageDraw.Draw(image), 36
+    draw.line((x, y + 16, x + length, y + 16), "white", 5)
+    tip, back = (x, x + 16) if label == 0 else (x + length, x + length - 16)
+    draw.polygon([(tip, y + 16), (back, y), (back, y + 32)], "white")
+    return image
+
+
+def shapes(label, rng):
+    """A circle or a square, somewhere."""
+    image, (x, y), size = blank(rng, (64, 64)), rng.integers(4, 28, 2), rng.integers(18, 30)
+    draw = ImageDraw.Draw(image)
+    (draw.ellipse if label == 0 else draw.rectangle)((x, y, x + size, y + size), "white")
+    return image
+
+
+def ends(label, rng):
+    """A wide image with a circle or a square at both ends, and nothing between."""
+    image = blank(rng, (96, 24))
+    draw = ImageDraw.Draw(image)
+    for x in (2, 76):
+        (draw.ellipse if label == 0 else draw.rectangle)((x, 3, x + 18, 21), "white")
+    return image
+
+
+def blank(rng, size):
+    """A dark, noisy image."""
+    return Image.fromarray(rng.integers(0, 60, (size[1], size[0], 3), dtype=np.uint8))
+
+
+@pytest.fixture
+def held(tmp_path):
+    """Holds the contest for images that a function draws; what it finds."""
+
+    def hold(draw, aspect=1.0, images=50, sides=(64,), **asked):
+        folder, pixels, rng = tmp_path / "photos", tmp_path / "pixels", np.random.default_rng(0)
+        pixels.mkdir()
+        for label in (0, 1):
+            (folder / str(label)).mkdir(parents=True)
+            for number in range(images):
+                draw(label, rng).save(folder / str(label) / f"{number:03}.png")
+        run, dataset = fomo.Run(folder, "auto", **asked), load_dataset(str(folder))
+        facts = Facts(train=len(dataset.train), test=len(dataset.test()), aspect=aspect, speeds=SPEEDS, **FACTS)
+        found = contest(run, dataset, facts, [NAME], list(sides), 1.0, pixels)
+        assert not list(pixels.iterdir())  # no pixels are left behind
+        return found
+
+    return hold
+
+
+def test_images_that_left_and_right_tell_apart_are_not_mirrored(held):
+    found = held(arrows)
+    assert found.table["accuracy"].iloc[0] > 0.8
+    assert (found.flip, found.rotation) == ("none", 0.0)
+    assert found.turns["turned"].tolist() == ["as it is", "mirrored", "cut-outs"]
+
+
+def test_images_that_are_the_same_in_the_mirror_are_mirrored(held):
+    found = held(shapes)
+    assert found.table["accuracy"].iloc[0] > 0.8
+    assert found.flip != "none"
+    assert found.turns.set_index("turned").loc["mirrored", "taken"]
+
+
+def test_wide_images_whose_ends_tell_them_apart_are_not_cropped(held):
+    found = held(ends, aspect=4.0)
+    accuracy = found.table.set_index("fit")["accuracy"]
+    assert sorted(accuracy.index) == ["crop", "pad", "squish"]
+    assert found.fit != "crop"
+    assert accuracy[found.fit] > accuracy["crop"]
+
+
+def test_fit_that_was_asked_for_is_the_only_one(held):
+    found = held(ends, aspect=4.0, images=20, fit="pad")
+    assert (found.fit, found.table["fit"].tolist()) == ("pad", ["pad"])
+
+
+def test_every_side_is_a_row(held):
+    found = held(shapes, images=20, sides=(48, 64, 80))
+    assert found.table["side"].tolist() == [48, 64, 80]

@@ -1,0 +1,134 @@
+"""The plan: what minutes are spent on, by facts and a contest that are made up."""
+
+import re
+from dataclasses import fields, replace
+
+import pandas as pd
+import pytest
+
+from fomo.config import PRESETS, Config, UserError
+from fomo.stages.contest import Contest
+from fomo.stages.facts import Facts
+from fomo.stages.rules import SEARCH, forecast, make_plan, sides
+
+SMALL, LARGE = "tf_efficientnet_lite0", "resnet34"
+SPEEDS = pd.DataFrame(
+    {
+        "backbone": [SMALL, SMALL, LARGE, LARGE],
+        "side": [64, 128, 64, 128],
+        "forward": [900.0, 300.0, 400.0, 120.0],
+        "train": [220.0, 70.0, 110.0, 32.0],
+        "memory": [5.0, 20.0, 6.0, 22.0],
+    }
+)
+FOUND = pd.DataFrame(
+    [(SMALL, 64, 0.70), (SMALL, 96, 0.76), (SMALL, 128, 0.80), (LARGE, 96, 0.78)],
+    columns=["backbone", "side", "accuracy"],
+).assign(fit="crop", macro_f1=lambda table: table["accuracy"], log_loss=0.8, seconds=1.0)
+FACTS = {"test": 500, "classes": 10, "smallest": 60, "grouped": False, "side": 100, "aspect": 1.0, "grey": False}
+FACTS |= {"decoded": 400.0, "memory": 8000.0, "speeds": SPEEDS}
+CONTEST = Contest(FOUND, "crop", pd.DataFrame(), "horizontal", 0.0, 0.4)
+CONFIG = Config("photos", **PRESETS["auto"])
+SIZES = (300, 3000, 30_000)
+SEARCHES = ("optimize_finetuning", "race", "search_head", "tune_head", "train_head")
+TRAINED = ("finetune_best", "train_members")
+
+
+def facts(train=3000, **changes):
+    return Facts(**FACTS | {"train": train} | changes)
+
+
+def planned(minutes, train=3000, asked=None, config=CONFIG, contest=CONTEST):
+    """The plan, and the whole settings of a run by it."""
+    config = replace(config, minutes=float(minutes))
+    plan = make_plan(facts(train), contest, config, 60 * minutes, asked)
+    return plan, replace(config, **plan.settings)
+
+
+@pytest.mark.parametrize("train", [300, 3000])
+@pytest.mark.parametrize("minutes", [3, 15, 60])
+def test_plan_takes_no_more_than_the_minutes_given(minutes, train):
+    plan, settings = planned(minutes, train)
+    seconds = forecast(facts(train), settings)
+    assert sum(seconds.values()) <= 60 * minutes
+    assert plan.steps["minutes"].sum() == pytest.approx(sum(seconds.values()) / 60, abs=0.1)
+
+
+@pytest.mark.parametrize("train", [300, 3000, 30_000])
+@pytest.mark.parametrize("minutes", [3, 8, 15, 30, 60])
+def test_searches_take_at_most_a_quarter_of_the_final_training(minutes, train):
+    seconds = forecast(facts(train), planned(minutes, train)[1])
+    searches, final = (sum(seconds[name] for name in names) for names in (SEARCHES, TRAINED))
+    assert searches <= 1.1 * SEARCH * final
+
+
+def test_steps_are_those_that_take_time():
+    plan, settings = planned(15)
+    seconds = forecast(facts(), settings)
+    assert plan.steps["step"].tolist() == [name for name, value in seconds.items() if value]
+
+
+def test_many_minutes_are_searched_in():
+    settings = planned(60)[1]
+    assert settings.trials > 0 < settings.darts_epochs
+
+
+def test_few_seconds_are_not_searched_in():
+    settings = planned(2)[1]
+    assert (settings.trials, settings.darts_epochs, settings.head_trials, settings.members) == (0, 0, 0, 1)
+
+
+def test_less_time_than_an_epoch_takes_gives_a_part_of_one():
+    settings = planned(6, 30_000)[1]
+    assert settings.epochs == 1
+    assert 0 < settings.epoch_images < 30_000
+
+
+@pytest.mark.parametrize("train", SIZES)
+def test_too_few_minutes_are_refused_and_those_that_suffice_are_named(train):
+    with pytest.raises(UserError, match="even the probe does not fit into") as raised:
+        planned(0.1, train)
+    needed = float(re.search(r"at least (\S+) \(MINUTES\)", str(raised.value))[1])
+    assert planned(needed, train)[1].epochs >= 1
+
+
+@pytest.mark.parametrize("train", SIZES)
+def test_more_minutes_are_never_fewer_epochs_in_sum(train):
+    settings = [planned(minutes, train)[1] for minutes in (10, 15, 30, 60, 120)]
+    trained = [one.epochs * one.members * (one.epoch_images or train) * one.image_size**2 for one in settings]
+    assert trained == sorted(trained)
+
+
+@pytest.mark.parametrize("minutes", [3, 15, 60])
+def test_settings_asked_for_stay(minutes):
+    asked = {"flip": "none", "epochs": 3, "members": 2, "batch_size": 16}
+    settings = planned(minutes, asked=asked, config=replace(CONFIG, **asked))[1]
+    assert {name: getattr(settings, name) for name in asked} == asked
+
+
+def test_contest_decides_how_images_are_seen():
+    found = replace(CONTEST, table=FOUND.assign(fit="pad"), fit="pad", flip="both", rotation=180.0, zoom=0.0)
+    settings = planned(15, contest=found)[1]
+    assert (settings.fit, settings.flip, settings.rotation) == ("pad", "both", 180.0)
+    assert (settings.zoom, settings.train_scale) == (0.0, 1.0)
+
+
+def test_network_of_a_better_contest_is_taken():
+    better = FOUND.assign(accuracy=[0.5, 0.5, 0.5, 0.95])
+    assert planned(60, contest=replace(CONTEST, table=better))[1].backbone == LARGE
+    assert planned(60)[1].backbone == SMALL
+
+
+def test_name_of_the_data_set_does_not_matter():
+    first, second = (planned(15, config=replace(CONFIG, dataset=name))[0] for name in ("flowers", "emotions"))
+    assert first.settings == second.settings
+    pd.testing.assert_frame_equal(first.steps, second.steps)
+    assert {field.name for kind in (Facts, Contest) for field in fields(kind)}.isdisjoint({"dataset", "name", "folder"})
+
+
+def test_sides_are_at_most_twice_that_of_the_images_and_those_there_is_time_for():
+    assert sides(facts(side=28), CONFIG, 3600) == [64]
+    assert sides(facts(), CONFIG, 3600) == [64, 96, 128, 160, 192, 224]
+    assert sides(facts(), CONFIG, 40) == [64, 96]
+    assert sides(facts(), CONFIG, 1) == [64]
+    assert sides(facts(speeds=SPEEDS.assign(side=224)), CONFIG, 3600) == [224]

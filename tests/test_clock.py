@@ -1,0 +1,96 @@
+"""The clock of a run: what is counted, what is decided once, and a training that is made shorter."""
+
+import itertools
+
+import pytest
+
+from fomo import clock
+from fomo.clock import Clock
+
+
+@pytest.fixture
+def time(monkeypatch):
+    """A time that passes only when it is told to: time.now += 3."""
+
+    class Time:
+        now = 0.0
+
+        def monotonic(self) -> float:
+            return self.now
+
+    found = Time()
+    monkeypatch.setattr(clock, "time", found)
+    return found
+
+
+def test_time_counts_while_it_runs_and_is_kept_for_the_next_process(tmp_path, time):
+    first = Clock(2, tmp_path)
+    with first.running():
+        time.now += 30
+        with first.running():  # a stage within a stage
+            time.now += 10
+    time.now += 500  # a person thinks
+    assert (first.used, first.left) == (40, 80)
+    assert Clock(2, tmp_path).used == 40
+
+
+def test_killed_process_loses_at_most_what_was_counted_since_the_last_tick(tmp_path, time):
+    killed = Clock(2, tmp_path)
+    with killed.running():
+        for _ in range(7):
+            time.now += 3
+            killed.tick()
+        time.now += 1
+        assert Clock(2, tmp_path).used == 21
+
+
+def test_decision_is_made_once_and_by_every_process_alike(tmp_path):
+    number = itertools.count(1)
+    assert Clock(2, tmp_path).decide("epochs", lambda: next(number)) == 1
+    assert Clock(2, tmp_path).decide("epochs", lambda: next(number)) == 1
+
+
+def test_run_without_minutes_has_no_limit_and_stores_nothing(tmp_path):
+    free = Clock(0, tmp_path)
+    with free.running():
+        assert (free.decide("epochs", lambda: 7), free.left) == (7, float("inf"))
+        assert free.pace("training", lambda: 1.0, 1.0) is None
+    assert not list(tmp_path.iterdir())
+
+
+def walk(pace, time, steps: int, seconds: float) -> list[int]:
+    """The number of steps in all after each step, each of which takes so many seconds."""
+    seen, step = [], 0
+    while step < steps:
+        steps = pace(step, steps)
+        time.now += seconds
+        step += 1
+        seen.append(steps)
+    return seen
+
+
+def test_training_that_is_on_time_is_left_as_it_is(tmp_path, time):
+    watch = Clock(10, tmp_path)
+    with watch.running():
+        seen = walk(watch.pace("training", lambda: 101 - watch.used, 100.0), time, 100, 1.0)
+    assert seen == [100] * 100
+    assert watch.slowness == pytest.approx(1.0)
+
+
+def test_training_on_a_slow_machine_gets_fewer_steps_and_ends_in_time(tmp_path, time):
+    watch = Clock(10, tmp_path)
+    with watch.running():
+        seen = walk(watch.pace("training", lambda: 100 - watch.used, 100.0), time, 100, 2.0)
+        assert len(seen) == seen[-1] == 50
+        assert watch.used == pytest.approx(100, abs=2)
+    assert watch.slowness == pytest.approx(2.0)
+    decided = Clock(10, tmp_path).decisions["steps of training"]
+    assert decided[-1][1] == 50
+
+
+def test_replayed_training_is_shortened_at_the_same_steps_whatever_the_clock_says(tmp_path, time):
+    watch = Clock(10, tmp_path)
+    with watch.running():
+        seen = walk(watch.pace("training", lambda: 100 - watch.used, 100.0), time, 100, 2.0)
+    again = Clock(0, tmp_path)  # a stored plan, no limit
+    assert walk(again.pace("training", lambda: 0.0, 1.0), time, 100, 0.001) == seen
