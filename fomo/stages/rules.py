@@ -11,7 +11,7 @@ from fomo.stages.contest import Contest
 from fomo.stages.facts import Facts
 from fomo.stages.forecast import ORDER, SAFETY, START, epoch, forecast, member, race, train_pace
 
-# Rules. Each says how it was learned; evidence/minutes.py has the measurements.
+# Rules.
 ENOUGH_EPOCHS = 24  # from here on further networks bring more than further epochs
 FEWEST_STEPS = 40  # of a finetuning: with fewer, it does not beat the probe
 SEARCH = 0.25  # of the final training: all searches together take no more
@@ -83,9 +83,13 @@ def make_plan(facts: Facts, contest: Contest, config: Config, seconds: float, as
 
 
 def _promise(facts: Facts, contest: Contest, config: Config, row, epochs: float) -> float:
-    """What a finetuning of so many epochs is expected to reach: minus the logarithm of its error, up to a constant."""
+    """What a finetuning of so many epochs is expected to reach: minus the logarithm of its error, up to a constant.
+
+    Between sides the error falls about as that of the probe does; from 100 to 320 steps by 6 to 25%, 16% in the mean
+    over cuts of four data sets.
+    """
     steps = min(max(epochs, 0.0), ENOUGH_EPOCHS) * facts.train / config.batch_size
-    return float(-np.log(1.02 - row.accuracy) - 12.0 / np.sqrt(12 + steps))
+    return float(-np.log(1.02 - row.accuracy) - 4.0 / np.sqrt(12 + steps))
 
 
 def _spend(facts: Facts, config: Config, seconds: float) -> dict:

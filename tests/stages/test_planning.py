@@ -1,0 +1,74 @@
+"""A run with minutes from end to end, and the same run again by its stored plan."""
+
+import filecmp
+
+import pytest
+
+import fomo
+from fomo.config import UserError
+from fomo.stages.common import STAGES
+
+TINY = {"backbone": "test_efficientnet", "weights": "random", "image_size": 32, "batch_size": 4, "epochs": 2}
+TINY |= {"trials": 2, "initial_trials": 1, "trial_share": 1.0, "darts_epochs": 1, "head_seeds": 1, "head_trials": 2}
+TINY |= {"bootstrap": 50, "race_share": 1.0, "alone_epochs": 1, "head_epochs": 1}
+
+
+@pytest.fixture(scope="module")
+def limited(dataset, tmp_path_factory):
+    """A run of the toy data set with two minutes, finished."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FOMO_RUNS", str(tmp_path_factory.mktemp("limited")))
+        patch.setattr("fomo.stages.rules.MOST_MEMBERS", 2)
+        run = fomo.Run(dataset, minutes=2, **TINY)
+        fomo.evaluate(run)
+        return run
+
+
+def test_run_with_minutes_is_planned_and_ends_in_time(limited):
+    assert limited.preset == "auto"
+    assert limited.clock.used < 60
+    steps = fomo.plan(limited).steps
+    assert steps["step"].tolist()[:2] == ["preprocess", "probe"]
+    assert (steps["minutes"] >= 0).all()
+
+
+def test_settings_asked_for_are_kept_by_the_plan(limited):
+    fomo.plan(limited)
+    assert {name: getattr(limited.config, name) for name in TINY} == TINY
+
+
+def test_time_that_is_left_makes_a_further_network(limited):
+    assert limited.clock.decisions["network 2"]
+    assert not limited.clock.decisions["network 3"]
+
+
+def test_finished_run_with_minutes_is_read_and_not_planned_anew(limited, monkeypatch):
+    monkeypatch.setattr("fomo.stages.planning.look", None)
+    again = fomo.Run(limited.config.dataset, minutes=2, name=limited.folder.name, **TINY)
+    again.folder = limited.folder
+    again.clock = type(limited.clock)(2, limited.folder)
+    fomo.evaluate(again)
+
+
+def test_run_by_a_stored_plan_ends_with_the_same_metrics(limited):
+    again = fomo.Run(limited.config.dataset, plan=limited.folder / "plan.json")
+    fomo.evaluate(again)
+    assert again.folder != limited.folder
+    for name in STAGES:
+        tables = [path.name for path in (limited.folder / name).glob("*.csv")]
+        timed = {"trials.csv", "rules.csv"}  # they hold seconds
+        _, different, missing = filecmp.cmpfiles(
+            limited.folder / name, again.folder / name, set(tables) - timed, shallow=False
+        )
+        assert not different + missing, name
+
+
+def test_minutes_go_with_a_plan_only(dataset):
+    with pytest.raises(UserError, match="preset 'report' has settings of its own, and no minutes"):
+        fomo.Run(dataset, "report", minutes=5)
+
+
+def test_file_that_is_no_plan_is_refused(dataset, tmp_path):
+    (tmp_path / "plan.json").write_text("{}")
+    with pytest.raises(UserError, match="plan .* cannot be read .*; give the plan.json of a run of preset auto"):
+        fomo.Run(dataset, plan=tmp_path / "plan.json")
