@@ -70,5 +70,5 @@ def test_minutes_go_with_a_plan_only(dataset):
 
 def test_file_that_is_no_plan_is_refused(dataset, tmp_path):
     (tmp_path / "plan.json").write_text("{}")
-    with pytest.raises(UserError, match="plan .* cannot be read .*; give the plan.json of a run of preset auto"):
+    with pytest.raises(UserError, match=r"plan .* cannot be read .*; give the plan.json of a run of preset auto"):
         fomo.Run(dataset, plan=tmp_path / "plan.json")
