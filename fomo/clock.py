@@ -101,9 +101,7 @@ class Pace:
         self.left = left
         self.seconds = seconds
         self.planned = 0.0  # seconds a step
-        self.begun: tuple[int, float] | None = (
-            None  # a step, and the seconds used then: the pace is measured from there
-        )
+        self.begun: tuple[int, float] | None = None  # a step, and the seconds used then: measured from there
         self.looked = 0.0
 
     def __call__(self, step: int, steps: int) -> int:

@@ -135,7 +135,7 @@ AUTO = {
 PRESETS = {
     # The default for any folder: `planning` adds what the data and the minutes call for.
     "auto": AUTO,
-    # A plan that `auto` made for the sample, frozen: so notebooks and tests compare exactly.
+    # What `auto` has in common, with the rest frozen by hand for the sample: so notebooks and tests compare exactly.
     "quick": AUTO
     | {
         "minutes": 0.0,

@@ -1,7 +1,5 @@
 """What a plan is made of: facts of the data, and what this machine does with a network, timed for some seconds."""
 
-import os
-import resource
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -33,8 +31,8 @@ class Facts:
 
     Numbers of images (`train`, `test`), of `classes`, and of images in the `smallest` class; whether images have
     groups (`grouped`); the `side` (shorter, in pixels) and the `aspect` (longer over shorter side) of an image in the
-    median, and whether all are `grey`; images that are decoded a second (`decoded`); free memory in MB; and
-    `speeds`: backbone, side, forward and train (images a second), memory (MB an image of a training step).
+    median, and whether all are `grey`; images that are decoded a second (`decoded`); and
+    `speeds`: backbone, side, forward and train (images a second).
     """
 
     train: int
@@ -46,7 +44,6 @@ class Facts:
     aspect: float
     grey: bool
     decoded: float
-    memory: float
     speeds: pd.DataFrame
 
     def pace(self, backbone: str, side: int, what: str) -> float:
@@ -86,7 +83,6 @@ def look(run: Run, dataset: Dataset, backbones: Iterable[str]) -> Facts:
         aspect=float(np.median(sizes.max(axis=1) / sizes.min(axis=1))),
         grey=all(grey for _, grey in seen),
         decoded=len(files) / seconds,
-        memory=_free_memory(run.device),
         speeds=pd.DataFrame([row for name in backbones for row in time_network(run, name, len(dataset.classes))]),
     )
 
@@ -122,13 +118,13 @@ def _row(run: Run, name: str, classes: int, side: int) -> dict:
 
 
 def _time(run: Run, classifier: Classifier, side: int) -> dict:
-    """Images a second of a network, forward and in training (augmentation included), and the memory of training."""
+    """Images a second of a network, forward and in training (augmentation included)."""
     pixels = np.random.default_rng(0).integers(0, 255, (TIMED_IMAGES, 3, side, side), dtype=np.uint8)
     labels, generator = np.zeros(TIMED_IMAGES, dtype=int), torch.Generator().manual_seed(0)
     options = {"rotation": 10.0, "zoom": 0.3, "generator": generator, "device": run.device}
     part = (pixels, range(TIMED_IMAGES), labels, classifier.backbone.mean, classifier.backbone.std)
     batches, plain = loader(ImageBatches(*part, **options), TIMED_IMAGES, generator), loader(ImageBatches(*part), 64)
-    optimizer, before = make_optimizer(classifier, "adamw", 1e-3, 0.01), _memory(run.device)
+    optimizer = make_optimizer(classifier, "adamw", 1e-3, 0.01)
 
     def train() -> None:
         classifier.train()
@@ -144,9 +140,7 @@ def _time(run: Run, classifier: Classifier, side: int) -> dict:
             for inputs, _ in plain:
                 classifier(inputs.to(run.device))
 
-    paces = {"train": TIMED_IMAGES / _median(run, train)}
-    memory = max(_memory(run.device) - before, 0.0) / TIMED_IMAGES
-    return paces | {"forward": TIMED_IMAGES / _median(run, forward), "memory": memory}
+    return {"train": TIMED_IMAGES / _median(run, train), "forward": TIMED_IMAGES / _median(run, forward)}
 
 
 def _median(run: Run, work) -> float:
@@ -159,17 +153,3 @@ def _median(run: Run, work) -> float:
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - begun)
     return float(np.median(seconds[1:]))
-
-
-def _memory(device: torch.device) -> float:
-    """The most memory that was in use so far, in MB."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-
-
-def _free_memory(device: torch.device) -> float:
-    """The memory that is free, in MB."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] / 1e6
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e6

@@ -18,7 +18,6 @@ SPEEDS = pd.DataFrame(
         "side": [64, 128, 64, 128],
         "forward": [900.0, 300.0, 400.0, 120.0],
         "train": [220.0, 70.0, 110.0, 32.0],
-        "memory": [5.0, 20.0, 6.0, 22.0],
     }
 )
 FOUND = pd.DataFrame(
@@ -26,7 +25,7 @@ FOUND = pd.DataFrame(
     columns=["backbone", "side", "accuracy"],
 ).assign(fit="crop", macro_f1=lambda table: table["accuracy"], log_loss=0.8, seconds=1.0)
 FACTS = {"test": 500, "classes": 10, "smallest": 60, "grouped": False, "side": 100, "aspect": 1.0, "grey": False}
-FACTS |= {"decoded": 400.0, "memory": 8000.0, "speeds": SPEEDS}
+FACTS |= {"decoded": 400.0, "speeds": SPEEDS}
 CONTEST = Contest(FOUND, "crop", pd.DataFrame(), "horizontal", 0.0, 0.4)
 CONFIG = Config("photos", **PRESETS["auto"])
 SIZES = (300, 3000, 30_000)
