@@ -83,6 +83,7 @@ class Config:
     members: int = 1  # networks that the final model is the mean of, each trained on its own division (ensemble.py)
     final: str = "searched"  # the final model: the searched head, or what is best on validation: it, the backbone's own
     # linear layer, or the mean of both; on the image alone, or also on further views of it (final.py)
+    views: int = 8  # of an image, that the final model takes the mean of, at most (final.py)
     bootstrap: int = 2000  # resamples of the test images behind every interval
 
 

@@ -40,7 +40,7 @@ STAGES = {
     "8_head_tuning": ("7_darts", ("head_trials", "head_epochs", "head_batch")),
     "9_head": ("8_head_tuning", ()),
     "10_ensemble": ("9_head", ()),  # whose networks do not depend on how many there are
-    "11_final": ("10_ensemble", ("members", "final")),
+    "11_final": ("10_ensemble", ("members", "final", "views")),
     "12_evaluation": ("11_final", ("first_epochs", "bootstrap")),
 }
 

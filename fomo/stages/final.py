@@ -66,7 +66,7 @@ def compose(run: Run) -> Final:
     wanted = run.config.final == "validation" and run.config.metric == "macro_f1"
     adjustment = choose_adjustment(decisions) if wanted else 0.0
     temperatures = limit(_taken(of_all[of_all["adjustment"] == 0], chosen)["temperature"].tolist())
-    views = next(one for one in view_sets(run.config.flip, run.config.rotation) if len(one) == chosen["views"])
+    views = next(one for one in all_views(run.config) if len(one) == chosen["views"])
     networks = [put_together(run, member, chosen["heads"], views) for member in members[: len(temperatures)]]
     handicaps = (adjustment * log_shares(data)).tolist()
     heads = {"searched": [search_head(run).head] if run.config.darts_epochs else []}
@@ -157,6 +157,11 @@ def log_shares(data: Preprocessed) -> np.ndarray:
     return np.log(np.bincount(labels, minlength=len(data.dataset.classes)) / len(labels))
 
 
+def all_views(config: Config) -> list[tuple[int, ...]]:
+    """The sets of views that a run tries: those of `view_sets` that have not more than `views`."""
+    return [views for views in view_sets(config.flip, config.rotation) if len(views) <= config.views]
+
+
 def view_sets(flip: str, rotation: float) -> list[tuple[int, ...]]:
     """The sets of views (numbers for `classifier.view`) that are tried, the fewest first and each part of the next:
     the image, then what a network has seen in training that was flipped and turned like this."""
@@ -173,7 +178,7 @@ def judge_options(run: Run, member: Member, *, first: bool) -> tuple[pd.DataFram
     option (heads, views) the labels, the classes named and the losses of these images. The probe is an option of the
     `first` network."""
     pixels, rows, labels = member.data.part("validation")
-    sets = view_sets(run.config.flip, run.config.rotation)
+    sets = all_views(run.config)
     names = [name for name in HEADS if (first or name != "probe") and (member.head or name in HEADS[:2])]
     table, worth, seen, shares = [], {}, {}, log_shares(member.data)
     for name in names:

@@ -13,7 +13,10 @@ from fomo.stages.forecast import ORDER, SAFETY, START, epoch, forecast, member, 
 
 # Rules.
 ENOUGH_EPOCHS = 24  # from here on further networks bring more than further epochs
-FEWEST_STEPS = 40  # of a finetuning: with fewer, it does not beat the probe
+SIDES = 4
+LEVEL, GAIN = 170, 0.25  # of full and small training sets, 100 to 5400 images, four data sets: see `_promise`
+TURNED_EPOCHS = 6  # from here on turned images and cut-outs are trained on, where the contest takes them
+JUDGING = 0.1  # of the seconds: what the passes over the test images may take
 SEARCH = 0.25  # of the final training: all searches together take no more
 LEAST_SEARCH = 25.0  # seconds; with fewer there is no search
 SHARES = {"study": 0.5, "race": 0.25, "head": 0.25}  # of the seconds of all searches
@@ -30,16 +33,17 @@ class Plan:
 
 
 def sides(facts: Facts, config: Config, seconds: float) -> list[int]:
-    """The sides, in pixels, that images of a data set may be seen at, smallest first: up to twice their own, and no
-    larger than leaves time for `FEWEST_STEPS` steps."""
+    """The sides, in pixels, that the contest tries, smallest first: up to twice that of the images, and no larger than
+    lets the probe pass over all images in half the seconds; at most `SIDES` of these, for the contest is short."""
     if len(set(facts.speeds["side"])) == 1:  # the network sees images of one size
         return [int(facts.speeds["side"].iloc[0])]
     most = min(256, max(64, 32 * -(-2 * facts.side // 32)))
     candidates = [side for side in (64, 96, 128, 160, 192, 224, 256) if side <= most]
-    affordable = [
-        side for side in candidates if FEWEST_STEPS * config.batch_size / train_pace(facts, config, side) < seconds / 2
-    ]
-    return affordable or candidates[:1]
+    images, pace = facts.train + facts.test, facts.pace
+    affordable = [side for side in candidates if images / pace(config.backbone, side, "forward") < seconds / 2]
+    affordable = affordable or candidates[:1]
+    places = np.linspace(0, len(affordable) - 1, min(SIDES, len(affordable))).round().astype(int)
+    return [affordable[place] for place in places]
 
 
 def validation_share(facts: Facts) -> float:
@@ -63,13 +67,12 @@ def make_plan(facts: Facts, contest: Contest, config: Config, seconds: float, as
     base |= {"trials": 0, "darts_epochs": 0, "head_trials": 0, "members": 1, "epochs": 1}
     bare = replace(config, **base | asked)
     found = []
-    for row in contest.table.itertuples():
-        if row.fit != contest.fit:
-            continue
+    for row in contest.table[contest.table["fit"] == contest.fit].itertuples():
         one = replace(bare, backbone=row.backbone, image_size=row.side)
-        fixed = sum(value for name, value in forecast(facts, one).items() if name != "finetune_best")
-        epochs = (seconds - fixed - START) / SAFETY / epoch(facts, one)
-        found.append((_promise(facts, contest, one, row, epochs), epochs, one, fixed))
+        one = replace(one, **{"views": _views(facts, one, seconds)} | asked)
+        if _epochs(facts, one, seconds) < TURNED_EPOCHS:
+            one = replace(one, **_calm(one) | asked)
+        found.append((_promise(facts, one, row, _epochs(facts, one, seconds)), one, _fixed(facts, one)))
     fitting = [option for option in found if option[-1] <= seconds]
     if not fitting:
         missing = min(fixed for *_, fixed in found) - seconds
@@ -77,19 +80,43 @@ def make_plan(facts: Facts, contest: Contest, config: Config, seconds: float, as
         raise UserError(
             f"even the probe does not fit into {config.minutes:g} minutes here; give at least {least:g} (MINUTES)"
         )
-    _, epochs, one, fixed = max(fitting, key=lambda option: option[0])
+    _, one, fixed = max(fitting, key=lambda option: option[0])
     settings = replace(one, **_spend(facts, one, seconds - fixed) | asked)
     return Plan(_changed(settings, config), steps(settings, forecast(facts, settings)))
 
 
-def _promise(facts: Facts, contest: Contest, config: Config, row, epochs: float) -> float:
-    """What a finetuning of so many epochs is expected to reach: minus the logarithm of its error, up to a constant.
+def _fixed(facts: Facts, config: Config) -> float:
+    """The seconds of all steps but the training."""
+    return sum(value for name, value in forecast(facts, config).items() if name != "finetune_best")
 
-    Between sides the error falls about as that of the probe does; from 100 to 320 steps by 6 to 25%, 16% in the mean
-    over cuts of four data sets.
+
+def _epochs(facts: Facts, config: Config, seconds: float) -> float:
+    """The epochs of training that fit into so many seconds beside all else."""
+    return max(0.0, seconds - _fixed(facts, config) - SAFETY * START) / SAFETY / epoch(facts, config)
+
+
+def _views(facts: Facts, config: Config, seconds: float) -> int:
+    """The most views of an image whose passes over the test images take no more than `JUDGING` of the seconds."""
+    each = facts.test / facts.pace(config.backbone, config.image_size, "forward")
+    return next((views for views in (8, 4, 2) if views * each <= JUDGING * seconds), 1)
+
+
+def _calm(config: Config) -> dict:
+    """Images as they are, but for a mirror: a network that sees each of them only a few times learns less from turned
+    ones and cut-outs than these cost."""
+    flip = "none" if config.flip == "none" else "horizontal"
+    return {"flip": flip, "rotation": 0.0, "zoom": 0.0, "train_scale": 1.0}
+
+
+def _promise(facts: Facts, config: Config, row, epochs: float) -> float:
+    """What so many epochs are expected to reach: minus the logarithm of the error, up to a constant.
+
+    Between sides the error falls as that of the probe does. A finetuning passes the probe after about `LEVEL` steps,
+    and from there on its error falls with the power `GAIN` of its steps; shorter ones spoil what the network knows, and
+    the probe is taken.
     """
-    steps = min(max(epochs, 0.0), ENOUGH_EPOCHS) * facts.train / config.batch_size
-    return float(-np.log(1.02 - row.accuracy) - 4.0 / np.sqrt(12 + steps))
+    steps = min(epochs, ENOUGH_EPOCHS) * facts.train / config.batch_size
+    return float(-np.log(1.02 - row.accuracy) + GAIN * max(0.0, np.log(max(steps, 1) / LEVEL)))
 
 
 def _spend(facts: Facts, config: Config, seconds: float) -> dict:

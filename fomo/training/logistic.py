@@ -78,6 +78,7 @@ def _fit(model: LogisticRegression, features: np.ndarray, labels: np.ndarray) ->
     # After so many steps it is near enough. On two threads, which wait for each other, it takes four times as long.
     with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
+        warnings.filterwarnings("ignore", "The number of unique classes")  # one image of each is a data set, too
         return model.fit(features, labels)
 
 

@@ -72,6 +72,28 @@ def test_many_minutes_are_searched_in():
     assert settings.trials > 0 < settings.darts_epochs
 
 
+@pytest.mark.parametrize(("minutes", "turned"), [(4, False), (60, True)])
+def test_images_are_turned_and_cut_only_where_each_is_seen_often(minutes, turned):
+    found = replace(CONTEST, flip="both", rotation=180.0)
+    settings = planned(minutes, 10_000, contest=found)[1]
+    expected = ("both", 180.0, 0.4) if turned else ("horizontal", 0.0, 0.0)
+    assert (settings.flip, settings.rotation, settings.zoom) == expected
+
+
+def test_many_test_images_are_seen_in_fewer_views():
+    found = replace(CONTEST, flip="both", rotation=180.0)
+    for test, views in ((500, 8), (10_000, 4), (100_000, 1)):
+        plan = make_plan(facts(test=test), found, CONFIG, 1800)
+        assert replace(CONFIG, **plan.settings).views == views
+
+
+def test_few_steps_favour_the_side_of_the_best_probe():
+    """A finetuning of few steps does not pass the probe, so that decides; small images are trained on more often."""
+    assert planned(4, 10_000)[1].image_size == 128
+    better = FOUND.assign(accuracy=[0.79, 0.795, 0.80, 0.1])
+    assert planned(10, 10_000, contest=replace(CONTEST, table=better))[1].image_size == 64
+
+
 def test_few_seconds_are_not_searched_in():
     settings = planned(2)[1]
     assert (settings.trials, settings.darts_epochs, settings.head_trials, settings.members) == (0, 0, 0, 1)
@@ -127,7 +149,8 @@ def test_name_of_the_data_set_does_not_matter():
 
 def test_sides_are_at_most_twice_that_of_the_images_and_those_there_is_time_for():
     assert sides(facts(side=28), CONFIG, 3600) == [64]
-    assert sides(facts(), CONFIG, 3600) == [64, 96, 128, 160, 192, 224]
-    assert sides(facts(), CONFIG, 40) == [64, 96]
+    assert sides(facts(), CONFIG, 3600) == [64, 128, 160, 224]
+    assert sides(facts(), CONFIG, 40) == [64, 96, 128, 160]
+    assert sides(facts(), CONFIG, 20) == [64, 96]
     assert sides(facts(), CONFIG, 1) == [64]
     assert sides(facts(speeds=SPEEDS.assign(side=224)), CONFIG, 3600) == [224]

@@ -1,5 +1,7 @@
 """The probe's head: the same as scikit-learn's, as a linear layer."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -39,6 +41,13 @@ def test_class_without_images_is_never_named(named):
     found = probabilities(layer, np.concatenate([features, 100 * features, -100 * features]))
     assert set(found.argmax(1)) <= set(named)
     assert found.shape[1] == 5
+
+
+def test_one_image_of_each_class_is_fitted_without_a_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        layer = fit_linear(np.eye(6, dtype=np.float32), np.arange(6), 6, 1.0)
+    assert layer(torch.eye(6)).argmax(1).tolist() == list(range(6))
 
 
 def test_features_that_are_all_equal_are_no_error():
