@@ -35,7 +35,7 @@ class Config:
     fit: str = "crop"  # how an image becomes a square: its middle (crop), all of it distorted (squish), or framed (pad)
     crop: float = 0.875  # of the resized image, the middle that is kept: the report's 224 of 256 pixels
     validation_share: float = 0.2  # of the train split; all choices are made on it
-    flip: str = "horizontal"  # half of the train images are mirrored: horizontal, also upside down (both), or none
+    flip: str = "horizontal"  # train images are mirrored: none, horizontal, also upside down (both), also lying (all)
     rotation: float = 30.0  # largest angle of the random rotation, in degrees
     zoom: float = 0.0  # of the side, at most so much is cut away at random and the rest enlarged; 0: none
     train_scale: float = 1.0  # side of the images in training, as a share of the side that the network is judged at
@@ -90,7 +90,7 @@ class Config:
 CHOICES = {
     "metric": ("macro_f1", "accuracy", "log_loss"),
     "fit": ("crop", "squish", "pad"),
-    "flip": ("none", "horizontal", "both"),
+    "flip": ("none", "horizontal", "both", "all"),
     "on_bad": ("raise", "skip"),
     "on_leak": ("warn", "drop"),
     "schedule": ("constant", "cosine"),

@@ -22,7 +22,8 @@ def forecast(facts: Facts, config: Config) -> dict[str, float]:
     train, validation = facts.train * (1 - share), facts.train * share
     forward = facts.pace(network, side, "forward")
     views = 2 if config.flip != "none" else 1
-    views = 8 if views == 2 and config.rotation >= 90 else views
+    views = 4 if config.flip == "both" else views
+    views = min(8 if (views > 1 and config.rotation >= 90) or config.flip == "all" else views, config.views)
     heads = HEAD_STEP * max(1.0, facts.classes / 10) ** 0.5
     seen = min(train, config.head_images or train) / config.batch_size  # batches of an epoch of a head
     trial_side = config.trial_size or side
@@ -42,7 +43,7 @@ def forecast(facts: Facts, config: Config) -> dict[str, float]:
         "tune_head": 0.0,
         "train_head": 0.0,
         "train_members": 0.0,
-        "compose": config.members * views * validation / forward,
+        "compose": 2 + (config.members + 1) * views * validation / forward,
         "evaluate": 4 + facts.test / facts.decoded + (config.members * views * facts.test + facts.test) / forward
         + views * validation / forward + 2e-7 * config.bootstrap * facts.classes**2,
         "pages": PAGES,

@@ -1,5 +1,6 @@
 """Stage 0: the plan. Facts, a contest of frozen networks, what the minutes are spent on, and what is left of them."""
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 
@@ -16,6 +17,7 @@ from fomo.storage import read_json, read_table, write_json
 
 CONTEST = 0.06  # of the minutes: what the contest may take
 LATE = 1.25  # times what was planned for it: so long may a search take
+SHORT = 0.2  # of an epoch: so short a last one is not begun
 LEAST = 0.6  # of a further network's training: with less time it is not begun
 SEVERAL = 8.0  # minutes from which on more than one network is tried
 
@@ -66,9 +68,7 @@ def _make(run: Run, stage: Stage) -> None:
     found = contest(run, dataset, facts, names, sides, CONTEST * seconds, stage.folder)
     planned = rules.make_plan(facts, found, asked, run.clock.left, run.asked)
     plain = {name: value for name, value in asdict(facts).items() if name != "speeds"}
-    write_json(
-        stage.path("facts.json"), plain | {name: getattr(found, name) for name in ("fit", "flip", "rotation", "zoom")}
-    )
+    write_json(stage.path("facts.json"), plain | {name: getattr(found, name) for name in ("fit", "flip", "zoom")})
     for name, table in (("speeds", facts.speeds), ("contest", found.table), ("turns", found.turns)):
         stage.save_table(name, table)
     stage.save_table("steps", planned.steps)
@@ -95,7 +95,7 @@ def load_facts(run: Run) -> Facts | None:
 
 def _load_contest(stage: Stage) -> Contest:
     stored = read_json(stage.path("facts.json"))
-    found = [stored[name] for name in ("flip", "rotation", "zoom")]
+    found = [stored[name] for name in ("flip", "zoom")]
     return Contest(stage.table("contest"), stored["fit"], stage.table("turns"), *found)
 
 
@@ -113,9 +113,13 @@ def planned_seconds(run: Run) -> dict[str, float]:
 
 def reserve(run: Run, step: str) -> float:
     """The seconds that the steps after `step` will take, further networks aside, at the machine's present pace."""
-    seconds = planned_seconds(run)
     later = set(ORDER[ORDER.index(step) + 1 :]) - {"train_members"}
-    return run.clock.slowness * sum(value for name, value in seconds.items() if name in later)
+    return _at_pace(run, {name: value for name, value in planned_seconds(run).items() if name in later})
+
+
+def _at_pace(run: Run, seconds: dict[str, float]) -> float:
+    """So many planned seconds in sum, at the present pace: that of a network's passes, which the pages have none of."""
+    return sum(value * (1.0 if name == "pages" else run.clock.slowness) for name, value in seconds.items())
 
 
 def budget(run: Run, step: str) -> Callable[[], bool]:
@@ -134,7 +138,8 @@ def last_pace(run: Run, step: str, name: str) -> tuple[int, Callable[[int, int],
     """The epochs of a network of the final model, and the `pace` of its training, which leaves the seconds that the
     steps after it take.
 
-    The plan's epochs, or, where more or less time is left than was planned, as many as fit beside the further networks.
+    The plan's epochs, or, where more or less time is left than was planned, as many as fit beside the further networks:
+    the last one is cut short by the pace.
     """
     seconds, facts = planned_seconds(run), load_facts(run)
     left = lambda: run.clock.left - reserve(run, step)  # noqa: E731
@@ -142,8 +147,11 @@ def last_pace(run: Run, step: str, name: str) -> tuple[int, Callable[[int, int],
         return run.clock.decisions.get("epochs", run.config.epochs), run.clock.pace(name, left, 1.0)
 
     def epochs() -> int:
+        if "epochs" in run.asked:
+            return run.config.epochs
         each = epoch(facts, run.config) * SAFETY * run.clock.slowness
-        return int(min(max(1, (left() - seconds["train_members"]) / each), rules.ENOUGH_EPOCHS))
+        fitting = (left() - seconds["train_members"]) / each
+        return int(min(max(1, math.ceil(fitting - SHORT)), rules.ENOUGH_EPOCHS))
 
     number = run.clock.decide("epochs", epochs)
     return number, run.clock.pace(name, left, number * epoch(facts, run.config))
@@ -159,7 +167,7 @@ def another(run: Run, number: int) -> bool:
         own = replace(run.config, members=number, epochs=run.clock.decisions["epochs"])
         facts, later = load_facts(run), ("compose", "evaluate", "pages")
         seconds, each = forecast(facts, own), member(facts, own)
-        left = run.clock.left - run.clock.slowness * sum(seconds[name] for name in later)
+        left = run.clock.left - _at_pace(run, {name: seconds[name] for name in later})
         return number <= rules.MOST_MEMBERS and left > LEAST * each * run.clock.slowness
 
     return run.clock.decide(f"network {number}", fits)

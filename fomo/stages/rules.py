@@ -15,6 +15,7 @@ from fomo.stages.forecast import ORDER, SAFETY, START, epoch, forecast, member, 
 ENOUGH_EPOCHS = 24  # from here on further networks bring more than further epochs
 SIDES = 4
 LEVEL, GAIN = 170, 0.25  # of full and small training sets, 100 to 5400 images, four data sets: see `_promise`
+FEW_EPOCHS = 5  # with fewer, an epoch is a part of the images
 TURNED_EPOCHS = 6  # from here on turned images and cut-outs are trained on, where the contest takes them
 JUDGING = 0.1  # of the seconds: what the passes over the test images may take
 SEARCH = 0.25  # of the final training: all searches together take no more
@@ -61,7 +62,7 @@ def make_plan(facts: Facts, contest: Contest, config: Config, seconds: float, as
     fit.
     """
     asked = asked or {}
-    base = {"fit": contest.fit, "flip": contest.flip, "rotation": contest.rotation, "zoom": contest.zoom}
+    base = {"fit": contest.fit, "flip": contest.flip, "zoom": contest.zoom}
     base |= {} if contest.zoom else {"train_scale": 1.0}  # whole images are seen in their own size
     base |= {"validation_share": validation_share(facts), "batch_size": _batch_size(facts)}
     base |= {"trials": 0, "darts_epochs": 0, "head_trials": 0, "members": 1, "epochs": 1}
@@ -105,7 +106,7 @@ def _calm(config: Config) -> dict:
     """Images as they are, but for a mirror: a network that sees each of them only a few times learns less from turned
     ones and cut-outs than these cost."""
     flip = "none" if config.flip == "none" else "horizontal"
-    return {"flip": flip, "rotation": 0.0, "zoom": 0.0, "train_scale": 1.0}
+    return {"flip": flip, "zoom": 0.0, "train_scale": 1.0}
 
 
 def _promise(facts: Facts, config: Config, row, epochs: float) -> float:
@@ -128,10 +129,11 @@ def _spend(facts: Facts, config: Config, seconds: float) -> dict:
     if seconds - spent - SAFETY * START < each:  # the training comes first
         settings, spent = _search(facts, config, 0.0), 0.0
     rest = seconds - spent - SAFETY * START
-    if rest < each:  # a part of an epoch is what fits
+    if rest < FEW_EPOCHS * each:  # they are shorter ones, so that all the time is used
+        epochs = max(1, math.ceil(rest / each))
         validated = facts.train * config.validation_share / facts.pace(config.backbone, config.image_size, "forward")
-        images = int((rest / SAFETY - validated) * train_pace(facts, config, config.image_size))
-        return settings | {"epochs": 1, "epoch_images": max(images, 2 * config.batch_size)}
+        images = int((rest / epochs / SAFETY - validated) * train_pace(facts, config, config.image_size))
+        return settings | {"epochs": epochs, "epoch_images": max(images, 2 * config.batch_size)}
     epochs = int(np.clip(rest / each, 1, ENOUGH_EPOCHS))
     settings |= {"epochs": epochs}
     planned = replace(config, **settings)
