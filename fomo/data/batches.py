@@ -19,17 +19,16 @@ def augment(
     """The report's RandomHorizontalFlip and RandomRotation, for a batch (images, channels, side, side) at once.
 
     Each image has an angle of its own between -`rotation` and `rotation` degrees; corners are filled with black. `flip`
-    says what then happens to half of the images: horizontal (left and right change places), none, both (top and bottom,
-    too, of a half drawn anew), or all (of a third half, rows and columns: a quarter turn). With `zoom`, a square of 1 -
-    `zoom` to 1 of the image's side, anywhere in it, is what is kept, and brought to the size of the image again, or to
-    `side` pixels unless that is 0.
+    says what then happens to half of the images: horizontal (left and right change places), none, or both (top and
+    bottom, too, of a half drawn anew). With `zoom`, a square of 1 - `zoom` to 1 of the image's side, anywhere in it, is
+    what is kept, and brought to the size of the image again, or to `side` pixels unless that is 0.
     """
     count = len(images)
     angle = torch.deg2rad((2 * torch.rand(count, generator=generator) - 1) * rotation)
     across, down = torch.ones(2, count)
     if flip != "none":
         across = _signs(count, generator)
-    if flip in ("both", "all"):
+    if flip == "both":
         down = _signs(count, generator)
     kept, shift = torch.ones(count), torch.zeros(2, count)
     if zoom:
@@ -37,11 +36,7 @@ def augment(
         shift = (2 * torch.rand(2, count, generator=generator) - 1) * (1 - kept)
     cos, sin = kept * angle.cos(), kept * angle.sin()
     rows = [across * cos, -down * sin, shift[0], across * sin, down * cos, shift[1]]
-    matrix = torch.stack(rows, dim=1).view(count, 2, 3)
-    if flip == "all":  # half of them are turned by a quarter as well: across is down
-        lying = _signs(count, generator) < 0
-        matrix[lying] = matrix[lying][:, :, [1, 0, 2]]
-    matrix = matrix.to(images.device, non_blocking=True)
+    matrix = torch.stack(rows, dim=1).view(count, 2, 3).to(images.device, non_blocking=True)
     side = side or images.shape[-1]
     grid = F.affine_grid(matrix, (*images.shape[:2], side, side), align_corners=False)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)

@@ -168,7 +168,7 @@ def view_sets(flip: str, rotation: float) -> list[tuple[int, ...]]:
     if flip == "none":
         return [(0,), (0, 2, 4, 6)] if rotation >= TURNED else [(0,)]
     sets = [(0,), (0, 1)]
-    if rotation >= TURNED or flip == "all":
+    if rotation >= TURNED:
         return [*sets, tuple(range(8))]
     return [*sets, (0, 1, 4, 5)] if flip == "both" else sets
 

@@ -21,9 +21,7 @@ def forecast(facts: Facts, config: Config) -> dict[str, float]:
     share = config.validation_share
     train, validation = facts.train * (1 - share), facts.train * share
     forward = facts.pace(network, side, "forward")
-    views = 2 if config.flip != "none" else 1
-    views = 4 if config.flip == "both" else views
-    views = min(8 if (views > 1 and config.rotation >= 90) or config.flip == "all" else views, config.views)
+    views = min({"none": 1, "horizontal": 2, "both": 4}[config.flip], config.views)
     heads = HEAD_STEP * max(1.0, facts.classes / 10) ** 0.5
     seen = min(train, config.head_images or train) / config.batch_size  # batches of an epoch of a head
     trial_side = config.trial_size or side

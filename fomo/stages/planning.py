@@ -68,7 +68,7 @@ def _make(run: Run, stage: Stage) -> None:
     found = contest(run, dataset, facts, names, sides, CONTEST * seconds, stage.folder)
     planned = rules.make_plan(facts, found, asked, run.clock.left, run.asked)
     plain = {name: value for name, value in asdict(facts).items() if name != "speeds"}
-    write_json(stage.path("facts.json"), plain | {name: getattr(found, name) for name in ("fit", "flip", "zoom")})
+    write_json(stage.path("facts.json"), plain | {name: getattr(found, name) for name in ("fit", "flip")})
     for name, table in (("speeds", facts.speeds), ("contest", found.table), ("turns", found.turns)):
         stage.save_table(name, table)
     stage.save_table("steps", planned.steps)
@@ -95,8 +95,7 @@ def load_facts(run: Run) -> Facts | None:
 
 def _load_contest(stage: Stage) -> Contest:
     stored = read_json(stage.path("facts.json"))
-    found = [stored[name] for name in ("flip", "zoom")]
-    return Contest(stage.table("contest"), stored["fit"], stage.table("turns"), *found)
+    return Contest(stage.table("contest"), stored["fit"], stage.table("turns"), stored["flip"])
 
 
 def settle(run: Run) -> None:

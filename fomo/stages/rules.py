@@ -16,7 +16,7 @@ ENOUGH_EPOCHS = 24  # from here on further networks bring more than further epoc
 SIDES = 4
 LEVEL, GAIN = 170, 0.25  # of full and small training sets, 100 to 5400 images, four data sets: see `_promise`
 FEW_EPOCHS = 5  # with fewer, an epoch is a part of the images
-TURNED_EPOCHS = 6  # from here on turned images and cut-outs are trained on, where the contest takes them
+TURNED_EPOCHS = 6  # from here on images are turned upside down, where the contest takes that: with fewer it costs more
 JUDGING = 0.1  # of the seconds: what the passes over the test images may take
 SEARCH = 0.25  # of the final training: all searches together take no more
 LEAST_SEARCH = 25.0  # seconds; with fewer there is no search
@@ -62,8 +62,7 @@ def make_plan(facts: Facts, contest: Contest, config: Config, seconds: float, as
     fit.
     """
     asked = asked or {}
-    base = {"fit": contest.fit, "flip": contest.flip, "zoom": contest.zoom}
-    base |= {} if contest.zoom else {"train_scale": 1.0}  # whole images are seen in their own size
+    base = {"fit": contest.fit, "flip": contest.flip}
     base |= {"validation_share": validation_share(facts), "batch_size": _batch_size(facts)}
     base |= {"trials": 0, "darts_epochs": 0, "head_trials": 0, "members": 1, "epochs": 1}
     bare = replace(config, **base | asked)
@@ -71,8 +70,10 @@ def make_plan(facts: Facts, contest: Contest, config: Config, seconds: float, as
     for row in contest.table[contest.table["fit"] == contest.fit].itertuples():
         one = replace(bare, backbone=row.backbone, image_size=row.side)
         one = replace(one, **{"views": _views(facts, one, seconds)} | asked)
+        if _fixed(facts, one) > seconds:
+            one = replace(one, **{"views": 1} | asked)
         if _epochs(facts, one, seconds) < TURNED_EPOCHS:
-            one = replace(one, **_calm(one) | asked)
+            one = replace(one, **{"flip": "none" if one.flip == "none" else "horizontal"} | asked)
         found.append((_promise(facts, one, row, _epochs(facts, one, seconds)), one, _fixed(facts, one)))
     fitting = [option for option in found if option[-1] <= seconds]
     if not fitting:
@@ -100,13 +101,6 @@ def _views(facts: Facts, config: Config, seconds: float) -> int:
     """The most views of an image whose passes over the test images take no more than `JUDGING` of the seconds."""
     each = facts.test / facts.pace(config.backbone, config.image_size, "forward")
     return next((views for views in (8, 4, 2) if views * each <= JUDGING * seconds), 1)
-
-
-def _calm(config: Config) -> dict:
-    """Images as they are, but for a mirror: a network that sees each of them only a few times learns less from turned
-    ones and cut-outs than these cost."""
-    flip = "none" if config.flip == "none" else "horizontal"
-    return {"flip": flip, "zoom": 0.0, "train_scale": 1.0}
 
 
 def _promise(facts: Facts, config: Config, row, epochs: float) -> float:
@@ -149,7 +143,8 @@ def _search(facts: Facts, config: Config, seconds: float) -> dict:
     if not seconds:
         return settings
     train = facts.train * (1 - config.validation_share)
-    small = max(48, config.image_size // 2) if config.trial_size == 0 and config.train_scale < 1 else 0
+    one_size = (facts.speeds["backbone"] == config.backbone).sum() == 1
+    small = 0 if config.trial_size or one_size else max(48, config.image_size // 2)
     for trials, share in ((30, 1.0), (30, 0.5), (20, 0.5), (20, 0.25), (12, 0.25), (12, 0.1), (8, 0.1), (8, 0.05)):
         study = {"trials": trials, "initial_trials": min(10, trials // 2), "trial_share": share, "trial_size": small}
         if share * train < 10 * config.batch_size and share < 1:

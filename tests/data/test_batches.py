@@ -36,18 +36,12 @@ ARROW = torch.tensor(
 
 @pytest.mark.parametrize(
     ("flip", "shares"),
-    [
-        ("none", (1, *[0] * 7)),
-        ("horizontal", (0.5, 0.5, *[0] * 6)),
-        ("both", (*[0.25] * 4, *[0] * 4)),
-        ("all", (0.125,) * 8),
-    ],
+    [("none", (1, 0, 0, 0)), ("horizontal", (0.5, 0.5, 0, 0)), ("both", (0.25, 0.25, 0.25, 0.25))],
 )
 @pytest.mark.parametrize("seed", range(3))
 def test_arrows_point_where_flip_lets_them(flip, shares, seed):
     augmented = augment(ARROW.expand(400, 1, 8, 8), 0.0, torch.Generator().manual_seed(seed), flip=flip)
     ways = [ARROW, ARROW.flip(-1), ARROW.flip(-2), ARROW.flip(-1, -2)]
-    ways += [way.mT for way in ways]
     counts = [sum(torch.equal(image[0], way) for image in augmented) for way in ways]
     assert sum(counts) == 400
     assert counts == pytest.approx([400 * share for share in shares], abs=50 if max(shares) < 1 else 0)
@@ -67,7 +61,7 @@ def test_each_image_is_turned_and_then_flipped(flip):
         assert near.index(True) < {"none": 1, "horizontal": 2, "both": 4}[flip]
 
 
-@pytest.mark.parametrize(("flip", "ways"), [("none", 1), ("horizontal", 2), ("both", 4), ("all", 8)])
+@pytest.mark.parametrize(("flip", "ways"), [("none", 1), ("horizontal", 2), ("both", 4)])
 def test_batches_are_flipped_as_asked(flip, ways):
     pixels = (255 * ARROW).byte().numpy().reshape(1, 1, 8, 8)
     options = {"rotation": 0.0, "flip": flip, "generator": torch.Generator().manual_seed(0)}

@@ -54,7 +54,6 @@ def test_turned_views_are_tried_where_training_turned_the_images(turned):
         ("horizontal", 90.0, [(0,), (0, 1), tuple(range(8))]),
         ("both", 0.0, [(0,), (0, 1), (0, 1, 4, 5)]),
         ("both", 180.0, [(0,), (0, 1), tuple(range(8))]),
-        ("all", 0.0, [(0,), (0, 1), tuple(range(8))]),
     ],
 )
 def test_views_are_what_training_has_shown(flip, rotation, sets):

@@ -26,7 +26,7 @@ FOUND = pd.DataFrame(
 ).assign(fit="crop", macro_f1=lambda table: table["accuracy"], log_loss=0.8, seconds=1.0)
 FACTS = {"test": 500, "classes": 10, "smallest": 60, "grouped": False, "side": 100, "aspect": 1.0, "grey": False}
 FACTS |= {"decoded": 400.0, "speeds": SPEEDS}
-CONTEST = Contest(FOUND, "crop", pd.DataFrame(), "horizontal", 0.4)
+CONTEST = Contest(FOUND, "crop", pd.DataFrame(), "horizontal")
 CONFIG = Config("photos", **PRESETS["auto"])
 SIZES = (300, 3000, 30_000)
 SEARCHES = ("optimize_finetuning", "race", "search_head", "tune_head", "train_head")
@@ -72,15 +72,14 @@ def test_many_minutes_are_searched_in():
     assert settings.trials > 0 < settings.darts_epochs
 
 
-@pytest.mark.parametrize(("minutes", "turned"), [(4, False), (60, True)])
-def test_images_are_turned_and_cut_only_where_each_is_seen_often(minutes, turned):
-    settings = planned(minutes, 10_000, contest=replace(CONTEST, flip="all"))[1]
-    assert (settings.flip, settings.zoom) == (("all", 0.4) if turned else ("horizontal", 0.0))
+@pytest.mark.parametrize(("minutes", "flip"), [(4, "horizontal"), (60, "both")])
+def test_images_are_turned_only_where_each_is_seen_often(minutes, flip):
+    assert planned(minutes, 10_000, contest=replace(CONTEST, flip="both"))[1].flip == flip
 
 
 def test_many_test_images_are_seen_in_fewer_views():
-    found = replace(CONTEST, flip="all")
-    for test, views in ((500, 8), (10_000, 4), (100_000, 1)):
+    found = replace(CONTEST, flip="both")
+    for test, views in ((10_000, 4), (20_000, 2), (100_000, 1)):
         plan = make_plan(facts(test=test), found, CONFIG, 1800)
         assert replace(CONFIG, **plan.settings).views == views
 
@@ -126,10 +125,9 @@ def test_settings_asked_for_stay(minutes):
 
 
 def test_contest_decides_how_images_are_seen():
-    found = replace(CONTEST, table=FOUND.assign(fit="pad"), fit="pad", flip="all", zoom=0.0)
+    found = replace(CONTEST, table=FOUND.assign(fit="pad"), fit="pad", flip="both")
     settings = planned(15, contest=found)[1]
-    assert (settings.fit, settings.flip) == ("pad", "all")
-    assert (settings.zoom, settings.train_scale) == (0.0, 1.0)
+    assert (settings.fit, settings.flip) == ("pad", "both")
 
 
 def test_network_of_a_better_contest_is_taken():
