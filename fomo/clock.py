@@ -102,6 +102,7 @@ class Pace:
         self.seconds = seconds
         self.planned = 0.0  # seconds a step
         self.begun: tuple[int, float] | None = None  # a step, and the seconds used then: measured from there
+        self.warm = False  # the first steps are slow, on a GPU by far: they are not measured
         self.looked = 0.0
 
     def __call__(self, step: int, steps: int) -> int:
@@ -116,6 +117,9 @@ class Pace:
         if not clock.limited or clock.used - self.looked < CHECKS or (cuts and step < cuts[-1][0]):
             return steps
         self.looked = clock.used
+        if not self.warm:
+            self.begun, self.warm = (step, clock.used), True
+            return steps
         each = (clock.used - self.begun[1]) / (step - self.begun[0])
         clock.slowness = min(max(each / self.planned, SLOWNESS[0]), SLOWNESS[1])
         fitting = step + max(1, int(self.left() / each))

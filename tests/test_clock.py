@@ -58,12 +58,12 @@ def test_run_without_minutes_has_no_limit_and_stores_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def walk(pace, time, steps: int, seconds: float) -> list[int]:
-    """The number of steps in all after each step, each of which takes so many seconds."""
+def walk(pace, time, steps: int, seconds: float, cold: int = 0) -> list[int]:
+    """The number of steps in all after each step, each of which takes so many seconds, of the first `cold` 20 times."""
     seen, step = [], 0
     while step < steps:
         steps = pace(step, steps)
-        time.now += seconds
+        time.now += 20 * seconds if step < cold else seconds
         step += 1
         seen.append(steps)
     return seen
@@ -74,6 +74,14 @@ def test_training_that_is_on_time_is_left_as_it_is(tmp_path, time):
     with watch.running():
         seen = walk(watch.pace("training", lambda: 101 - watch.used, 100.0), time, 100, 1.0)
     assert seen == [100] * 100
+    assert watch.slowness == pytest.approx(1.0)
+
+
+def test_training_whose_first_steps_are_slow_is_left_as_it_is(tmp_path, time):
+    watch = Clock(10, tmp_path)
+    with watch.running():
+        seen = walk(watch.pace("training", lambda: 120 - watch.used, 100.0), time, 1000, 0.1, cold=3)
+    assert seen == [1000] * 1000
     assert watch.slowness == pytest.approx(1.0)
 
 

@@ -20,9 +20,10 @@ from fomo.networks.heads import LINEAR
 from fomo.training.loop import cross_entropy, make_optimizer
 
 LOOKED_AT = 64  # images that are opened and timed
-TIMED_SIDES = (64, 128)  # pixels; between and beyond them, time grows with the number of pixels
+TIMED_SIDES = (64, 160)  # pixels; between and beyond them, time grows with the number of pixels
 TIMED_IMAGES = 32  # a step
-TIMED_STEPS = 3  # after one that warms up
+TIMED_STEPS = 3
+WARM_UP = {"cpu": 1, "cuda": 5}  # steps before these, which are slow
 
 
 @dataclass(frozen=True)
@@ -145,11 +146,11 @@ def _time(run: Run, classifier: Classifier, side: int) -> dict:
 
 def _median(run: Run, work) -> float:
     """The seconds that `work` takes once it is warm, in the median."""
-    seconds = []
-    for _ in range(1 + TIMED_STEPS):
+    seconds, warm_up = [], WARM_UP.get(run.device.type, 5)
+    for _ in range(warm_up + TIMED_STEPS):
         begun = time.perf_counter()
         work()
         if run.device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - begun)
-    return float(np.median(seconds[1:]))
+    return float(np.median(seconds[warm_up:]))

@@ -31,11 +31,13 @@ def forecast(facts: Facts, config: Config) -> dict[str, float]:
     trial += judges / facts.pace(network, trial_side, "forward")
     seconds = {
         "preprocess": 1 + facts.train / facts.decoded,
-        "probe": START + facts.train / forward + 3e-7 * min(facts.train, 20000) * (20 + facts.classes) * 8,
+        "probe": START
+        + (facts.train + validation) / forward
+        + 3e-7 * min(facts.train, 20000) * (20 + facts.classes) * 8,
         "finetune": config.first_epochs * epoch(facts, config) + START * (config.first_epochs > 0),
         "optimize_finetuning": config.trials * trial * pruned,
         "race": race(facts, config) if config.trials else 0.0,
-        "finetune_best": START + config.epochs * epoch(facts, config),
+        "finetune_best": START + config.epochs * epoch(facts, config) + 2 * validation / forward,
         "extract_features": facts.train / forward if config.darts_epochs else 0.0,
         "search_head": 0.0,
         "tune_head": 0.0,
