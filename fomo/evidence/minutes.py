@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from tqdm import tqdm
 
 from fomo.artifacts import Run
@@ -21,9 +23,10 @@ from fomo.data.datasets import load_dataset
 from fomo.evidence.peers import plain, probe
 from fomo.stages.evaluation import evaluate
 from fomo.stages.metrics import measure
-from fomo.storage import read_json, write_json, write_table
+from fomo.storage import atomic, read_json, read_table, write_json, write_table
 
 FOLDER = runs_folder("fashion_sample").parent / "minutes"
+MINUTES = (2, 5, 15, 60)
 SIDES = {"probe": (96, 160, 224), "plain": (96, 160)}  # pixels; of each peer the side that is best on test counts
 LATE = 1.05  # times its minutes: so long a method may take
 SHOWN = ("macro F1", "accuracy")
@@ -77,29 +80,30 @@ class Job:
         return read_json(self.path.with_suffix(".json"))["seconds"]
 
 
-def jobs(tasks: Iterable[str], minutes: Iterable[float]) -> list[Job]:
-    """All that is compared on these tasks with so many minutes, the longest last."""
-    found = []
-    for each in sorted(minutes):
-        for task in tasks:
-            found += [Job(task, "fomo", each)] + [Job(task, "plain", each, side) for side in SIDES["plain"]]
-            found += [Job(task, "probe", 0, side) for side in SIDES["probe"]] if each == min(minutes) else []
-    return found
+def jobs(task: str, minutes: float) -> list[Job]:
+    """All that is compared on a task with so many minutes."""
+    peers = [Job(task, "plain", minutes, side) for side in SIDES["plain"]]
+    return [Job(task, "fomo", minutes), *peers, *(Job(task, "probe", 0, side) for side in SIDES["probe"])]
 
 
-def compare(todo: list[Job]) -> pd.DataFrame:
-    """The jobs, those that are done aside, on processes of one thread each, and the `table` of all that is done, stored
-    as data/results/minutes.csv."""
+def compare(tasks: Iterable[str] = TASKS, minutes: Iterable[float] = MINUTES) -> pd.DataFrame:
+    """The `table` of all tasks with all minutes, fewest minutes first; what data/results/minutes.csv has already is not
+    done again. A job that is done is stored, so a killed comparison goes on."""
+    path = RESULTS / "minutes.csv"
+    found = read_table(path) if path.exists() else pd.DataFrame(columns=["task", "minutes"])
+    cells = [(task, each) for each in sorted(minutes) for task in tasks]
+    cells = [(task, each) for task, each in cells if not ((found["task"] == task) & (found["minutes"] == each)).any()]
+    todo = dict.fromkeys(job for cell in cells for job in jobs(*cell))
     FOLDER.mkdir(parents=True, exist_ok=True)
-    for task in dict.fromkeys(job.task for job in todo):
+    for task in dict.fromkeys(task for task, _ in cells):
         prepare(task)
     os.environ["OMP_NUM_THREADS"] = "1"  # so minutes are those of one core, and two jobs do not slow each other down
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
         futures = [pool.submit(do, job) for job in todo if not job.path.exists()]
         for future in tqdm(as_completed(futures), total=len(futures), desc="minutes", unit="job"):
             future.result()
-    found = table(done())
-    write_table(RESULTS / "minutes.csv", found)
+    found = pd.concat([part for part in (found, *(table(jobs(*cell)) for cell in cells)) if len(part)])
+    write_table(path, found)
     return found
 
 
@@ -155,29 +159,50 @@ def _draw(table: pd.DataFrame, task: Task, split: str, rng: np.random.Generator)
     return pd.concat(parts)
 
 
-def done() -> list[Job]:
-    """The jobs whose results are stored."""
-    return [
-        Job(**read_json(path)["job"]) for path in sorted(FOLDER.glob("*.json")) if path.with_suffix(".npy").exists()
-    ]
-
-
 def table(jobs: list[Job]) -> pd.DataFrame:
-    """A row for each task, minutes, method and metric: side, seconds, value, 95% interval, and by how much fomo is
-    better (gain, gain_low, gain_high, paired). Of a peer it is its best side on test, if that ends in time."""
+    """A row for each method and metric of the jobs of a task: side, seconds, value, 95% interval, and by how much fomo
+    is better (gain, gain_low, gain_high, paired). Of a peer it is its best side on test, if that ends in time."""
+    task, minutes = jobs[0].task, max(job.minutes for job in jobs)
+    labels = load_dataset(prepare(task)).test()["label"].to_numpy()
+    taken = {}
+    for method in ("probe", "plain", "fomo"):
+        of = [job for job in jobs if job.method == method]
+        in_time = [job for job in of if method == "fomo" or job.seconds <= LATE * 60 * minutes]
+        if in_time:
+            taken[method] = max(in_time, key=lambda job: (job.named == labels).mean())
+    named = {method: job.named for method, job in taken.items()}
+    measured = measure(labels, named, int(labels.max()) + 1, resamples=1000, seed=0)
     rows = []
-    for first in (job for job in jobs if job.method == "fomo"):
-        labels = load_dataset(prepare(first.task)).test()["label"].to_numpy()
-        found = {"fomo": first}
-        for method in SIDES:
-            of = [job for job in jobs if (job.task, job.method) == (first.task, method)]
-            of = [job for job in of if job.minutes in (0, first.minutes) and job.seconds <= LATE * 60 * first.minutes]
-            if of:
-                found = {method: max(of, key=lambda job: (job.named == labels).mean())} | found
-        named = {method: job.named for method, job in found.items()}
-        measured = measure(labels, named, int(labels.max()) + 1, resamples=1000, seed=0)
-        for row in measured[measured["metric"].isin(SHOWN)].to_dict("records"):
-            job = found[row["model"]]
-            key = {"task": first.task, "minutes": first.minutes, "method": row.pop("model"), "side": job.side}
-            rows.append(key | {"seconds": job.seconds} | row)
+    for row in measured[measured["metric"].isin(SHOWN)].to_dict("records"):
+        job = taken[row["model"]]
+        key = {"task": task, "minutes": minutes, "method": row.pop("model"), "side": job.side}
+        rows.append(key | {"seconds": round(job.seconds, 1)} | row)
     return pd.DataFrame(rows)
+
+
+def summary(table: pd.DataFrame, metric: str = "macro F1") -> pd.DataFrame:
+    """Each method's `metric` by task and minutes, and by how much fomo is better than each peer, with the interval."""
+    of = table[table["metric"] == metric].set_index(["task", "minutes", "method"])
+    shown = of["value"].round(3).unstack("method")
+    for peer in ("probe", "plain"):
+        gain = of.xs(peer, level="method").apply(_interval, axis=1)
+        shown[f"fomo - {peer}"] = gain.reindex(shown.index)
+    return shown.fillna("")
+
+
+def _interval(row: pd.Series) -> str:
+    return f"{row['gain']:+.3f} [{row['gain_low']:+.3f}, {row['gain_high']:+.3f}]"
+
+
+def draw(table: pd.DataFrame, path: Path) -> None:
+    """Draws macro F1 against minutes, a panel for each task and a line for each method, as a PNG."""
+    of = table[table["metric"] == "macro F1"]
+    grid = sns.relplot(
+        of, x="minutes", y="value", hue="method", style="method", markers=True, dashes=False, kind="line", col="task",
+        col_wrap=3, height=2.6, aspect=1.2, facet_kws={"sharey": False},
+    )  # fmt: skip
+    grid.set(xscale="log", xticks=MINUTES, xticklabels=MINUTES).set_titles("{col_name}").set_ylabels("macro F1, test")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic(path) as temporary:
+        grid.figure.savefig(temporary, format="png", dpi=120, bbox_inches="tight")
+    plt.close(grid.figure)

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from fomo.artifacts import Run
 from fomo.config import RESULTS
+from fomo.evidence import minutes
 from fomo.evidence.darts_variants import variants
 from fomo.evidence.finetuning import (
     fidelities,
@@ -55,6 +56,9 @@ def gather() -> str:
     text += ["... on Skin Cancer", recipe_summary(skin_cancer_recipes(), "best").round(4)]
     text += ["cheaper trials", fidelity_summary(fidelities()).round(3)]
     text += ["hopeless trials ended early", pruning(stored("finetuning_trials")).round(4)]
+    compared = minutes.compare()
+    minutes.draw(compared, rules_run.figures.parent / "minutes.png")
+    text += ["at equal minutes, macro F1 on test", minutes.summary(compared)]
     return "\n\n".join(part if isinstance(part, str) else part.to_string() for part in text)
 
 
