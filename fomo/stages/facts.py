@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import psutil
 import torch
 from timm.models import get_pretrained_cfg
 
@@ -15,8 +16,9 @@ from fomo.data.batches import ImageBatches, loader
 from fomo.data.datasets import Dataset
 from fomo.data.images import GREY_MODES, for_each, to_pixels
 from fomo.networks.backbones import load_backbone
+from fomo.networks.bank import HeadBank
 from fomo.networks.classifier import Classifier
-from fomo.networks.heads import LINEAR
+from fomo.networks.heads import HEADS, LINEAR
 from fomo.training.loop import cross_entropy, make_optimizer
 
 LOOKED_AT = 64  # images that are opened and timed
@@ -32,8 +34,9 @@ class Facts:
 
     Numbers of images (`train`, `test`), of `classes`, and of images in the `smallest` class; whether images have
     groups (`grouped`); the `side` (shorter, in pixels) and the `aspect` (longer over shorter side) of an image in the
-    median, and whether all are `grey`; images that are decoded a second (`decoded`); and
-    `speeds`: backbone, side, forward and train (images a second).
+    median, and whether all are `grey`; images that are decoded a second (`decoded`); bytes of memory that are `free`
+    where networks are trained; and `speeds`: backbone, side, forward and train (images a second), the bytes that a
+    training keeps of an image (`kept`), and the seconds of a step of the bank of all heads on its features (`bank`).
     """
 
     train: int
@@ -45,6 +48,7 @@ class Facts:
     aspect: float
     grey: bool
     decoded: float
+    free: float
     speeds: pd.DataFrame
 
     def pace(self, backbone: str, side: int, what: str) -> float:
@@ -55,6 +59,19 @@ class Facts:
         slope = max((seconds[-1] - seconds[0]) / (pixels[-1] - pixels[0]), 0.0) if len(of) > 1 else 0.0
         slope = slope or seconds[-1] / pixels[-1]
         return float(1 / max(seconds[-1] + slope * (side**2 - pixels[-1]), seconds[0] / 10))
+
+    def kept(self, backbone: str, side: int) -> float:
+        """The bytes that a training keeps of an image of a side: they grow with its pixels."""
+        row = self._largest(backbone)
+        return float(row["kept"] * (side / row["side"]) ** 2)
+
+    def bank(self, backbone: str) -> float:
+        """The seconds of a training step of the bank of all heads."""
+        return float(self._largest(backbone)["bank"])
+
+    def _largest(self, backbone: str) -> pd.Series:
+        """What was timed of a backbone at its largest side."""
+        return self.speeds[self.speeds["backbone"] == backbone].sort_values("side").iloc[-1]
 
     def summary(self) -> pd.DataFrame:
         """The facts of the data, a row each."""
@@ -84,8 +101,16 @@ def look(run: Run, dataset: Dataset, backbones: Iterable[str]) -> Facts:
         aspect=float(np.median(sizes.max(axis=1) / sizes.min(axis=1))),
         grey=all(grey for _, grey in seen),
         decoded=len(files) / seconds,
+        free=_free(run),
         speeds=pd.DataFrame([row for name in backbones for row in time_network(run, name, len(dataset.classes))]),
     )
+
+
+def _free(run: Run) -> float:
+    """Bytes of memory that are free on the run's device."""
+    if run.device.type == "cuda":
+        return float(torch.cuda.mem_get_info(run.device)[0])
+    return float(psutil.virtual_memory().available)
 
 
 def _look(dataset: Dataset, file: str) -> tuple[tuple[int, int], bool] | None:
@@ -115,17 +140,40 @@ def time_network(run: Run, name: str, classes: int) -> list[dict]:
 def _row(run: Run, name: str, classes: int, side: int) -> dict:
     backbone = load_backbone(name, "random", side)
     classifier = Classifier(backbone, LINEAR.build(backbone.num_features, classes)).to(run.device)
-    return {"backbone": name, "side": side} | _time(run, classifier, side)
+    bank = {"bank": _time_bank(run, backbone.num_features, classes)}
+    return {"backbone": name, "side": side} | _time(run, classifier, side) | bank
+
+
+def _time_bank(run: Run, features: int, classes: int) -> float:
+    """The seconds of a training step of the bank of all heads."""
+    bank = HeadBank(HEADS, features, classes).to(run.device)
+    optimizer = make_optimizer(bank, "adam", 1e-3, 0.0)
+    inputs = torch.rand(TIMED_IMAGES, features, device=run.device)
+    labels = torch.zeros(TIMED_IMAGES, dtype=torch.long, device=run.device)
+
+    def train() -> None:
+        optimizer.zero_grad()
+        cross_entropy(bank(inputs), labels).sum().backward()
+        optimizer.step()
+
+    return _median(run, train)
 
 
 def _time(run: Run, classifier: Classifier, side: int) -> dict:
-    """Images a second of a network, forward and in training (augmentation included)."""
+    """Images a second of a network, forward and in training (augmentation included), and the bytes that a training step
+    keeps of each image for its way back."""
     pixels = np.random.default_rng(0).integers(0, 255, (TIMED_IMAGES, 3, side, side), dtype=np.uint8)
     labels, generator = np.zeros(TIMED_IMAGES, dtype=int), torch.Generator().manual_seed(0)
     options = {"rotation": 10.0, "zoom": 0.3, "generator": generator, "device": run.device}
     part = (pixels, range(TIMED_IMAGES), labels, classifier.backbone.mean, classifier.backbone.std)
     batches, plain = loader(ImageBatches(*part, **options), TIMED_IMAGES, generator), loader(ImageBatches(*part), 64)
     optimizer = make_optimizer(classifier, "adamw", 1e-3, 0.01)
+
+    sizes = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        sizes.append(tensor.nbytes)
+        return tensor
 
     def train() -> None:
         classifier.train()
@@ -141,7 +189,11 @@ def _time(run: Run, classifier: Classifier, side: int) -> dict:
             for inputs, _ in plain:
                 classifier(inputs.to(run.device))
 
-    return {"train": TIMED_IMAGES / _median(run, train), "forward": TIMED_IMAGES / _median(run, forward)}
+    inputs, _ = next(iter(plain))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        classifier.train()(inputs.to(run.device))
+    kept = {"kept": sum(sizes) / TIMED_IMAGES}
+    return kept | {"train": TIMED_IMAGES / _median(run, train), "forward": TIMED_IMAGES / _median(run, forward)}
 
 
 def _median(run: Run, work) -> float:

@@ -5,7 +5,6 @@ from fomo.stages.facts import Facts
 
 # What a step takes besides the passes of the network, measured on two cores of an AMD EPYC; seconds.
 START = 1.5  # of each training: the network is built, its first steps are slow
-HEAD_STEP = 1.3e-3  # of a batch in the bank of 37 heads, with ten classes; it grows with the classes
 PAGES = 20.0  # of the notebooks and their pages; two of them are left out where nothing is searched
 SAFETY = 1.08  # what is planned is this much longer than what was timed
 
@@ -22,7 +21,7 @@ def forecast(facts: Facts, config: Config) -> dict[str, float]:
     train, validation = facts.train * (1 - share), facts.train * share
     forward = facts.pace(network, side, "forward")
     views = min({"none": 1, "horizontal": 2, "both": 4}[config.flip], config.views)
-    heads = HEAD_STEP * max(1.0, facts.classes / 10) ** 0.5
+    heads = facts.bank(network)
     seen = min(train, config.head_images or train) / config.batch_size  # batches of an epoch of a head
     trial_side = config.trial_size or side
     judges = min(validation, max(1000, validation * config.trial_share))
@@ -37,7 +36,7 @@ def forecast(facts: Facts, config: Config) -> dict[str, float]:
         "finetune": config.first_epochs * epoch(facts, config) + START * (config.first_epochs > 0),
         "optimize_finetuning": config.trials * trial * pruned,
         "race": race(facts, config) if config.trials else 0.0,
-        "finetune_best": START + config.epochs * epoch(facts, config) + 2 * validation / forward,
+        "finetune_best": around(facts, config) + config.epochs * epoch(facts, config),
         "extract_features": facts.train / forward if config.darts_epochs else 0.0,
         "search_head": 0.0,
         "tune_head": 0.0,
@@ -65,6 +64,12 @@ def epoch(facts: Facts, config: Config) -> float:
     return train / train_pace(facts, config, config.image_size) + validation / facts.pace(
         config.backbone, config.image_size, "forward"
     )
+
+
+def around(facts: Facts, config: Config) -> float:
+    """The seconds that the final training takes besides its epochs: it begins, and the best model so far is kept."""
+    validation = facts.train * config.validation_share
+    return START + 2 * validation / facts.pace(config.backbone, config.image_size, "forward")
 
 
 def race(facts: Facts, config: Config) -> float:

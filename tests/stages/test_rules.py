@@ -3,6 +3,7 @@
 import re
 from dataclasses import fields, replace
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -18,14 +19,18 @@ SPEEDS = pd.DataFrame(
         "side": [64, 128, 64, 128],
         "forward": [900.0, 300.0, 400.0, 120.0],
         "train": [220.0, 70.0, 110.0, 32.0],
+        "kept": [3e6, 12e6, 6e6, 24e6],
+        "bank": [0.01] * 4,
     }
 )
 FOUND = pd.DataFrame(
     [(SMALL, 64, 0.70), (SMALL, 96, 0.76), (SMALL, 128, 0.80), (LARGE, 96, 0.78)],
     columns=["backbone", "side", "accuracy"],
-).assign(fit="crop", macro_f1=lambda table: table["accuracy"], log_loss=0.8, seconds=1.0)
+).assign(
+    fit="crop", macro_f1=lambda table: table["accuracy"], log_loss=lambda table: -np.log(table["accuracy"]), seconds=1.0
+)
 FACTS = {"test": 500, "classes": 10, "smallest": 60, "grouped": False, "side": 100, "aspect": 1.0, "grey": False}
-FACTS |= {"decoded": 400.0, "speeds": SPEEDS}
+FACTS |= {"decoded": 400.0, "free": 8e9, "speeds": SPEEDS}
 CONTEST = Contest(FOUND, "crop", pd.DataFrame(), "horizontal")
 CONFIG = Config("photos", **PRESETS["auto"])
 SIZES = (300, 3000, 30_000)
@@ -84,10 +89,17 @@ def test_many_test_images_are_seen_in_fewer_views():
         assert replace(CONFIG, **plan.settings).views == views
 
 
+@pytest.mark.parametrize(("free", "batch"), [(8e9, 32), (6e8, 16), (1.0, 4)])
+def test_batches_fit_into_the_memory(free, batch):
+    better = FOUND.assign(log_loss=[2.0, 2.0, 0.1, 2.0])  # at 128 px
+    plan = make_plan(facts(free=free), replace(CONTEST, table=better), CONFIG, 1800)
+    assert replace(CONFIG, **plan.settings).batch_size == batch
+
+
 def test_few_steps_favour_the_side_of_the_best_probe():
     """A finetuning of few steps does not pass the probe, so that decides; small images are trained on more often."""
-    assert planned(4, 10_000)[1].image_size == 128
-    better = FOUND.assign(accuracy=[0.79, 0.795, 0.80, 0.1])
+    assert planned(4, 20_000)[1].image_size == 128
+    better = FOUND.assign(log_loss=[0.24, 0.23, 0.22, 2.0])
     assert planned(10, 10_000, contest=replace(CONTEST, table=better))[1].image_size == 64
 
 
@@ -131,7 +143,7 @@ def test_contest_decides_how_images_are_seen():
 
 
 def test_network_of_a_better_contest_is_taken():
-    better = FOUND.assign(accuracy=[0.5, 0.5, 0.5, 0.95])
+    better = FOUND.assign(log_loss=[0.7, 0.7, 0.7, 0.1])
     assert planned(60, contest=replace(CONTEST, table=better))[1].backbone == LARGE
     assert planned(60)[1].backbone == SMALL
 
