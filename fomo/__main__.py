@@ -6,6 +6,7 @@ What a command needs is imported when it begins, so that help and refusals come 
 import argparse
 import os
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--image-size", type=int, default=128, help="in pixels, of the loading and the feature extraction"
     )
     commands.add_parser("evidence", help="what the searches are worth, with many seeds; hours")
-    given = parser.parse_args(arguments)
+    given, begun = parser.parse_args(arguments), time.perf_counter()
     for stream in (sys.stdout, sys.stderr):  # a file's name may be no text at all
         stream.reconfigure(errors="backslashreplace")
     if given.command not in ("report", "bench"):
@@ -62,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
         elif given.command == "results":
             print(_results(given))
         else:
-            print(_report(given))
+            print(_report(given, begun))
     except (UserError, ArithmeticError) as error:
         print(f"fomo: {error}", file=sys.stderr)
         return 2
@@ -87,10 +88,13 @@ def _evidence() -> str:
     return gather()
 
 
-def _report(given: argparse.Namespace) -> str:
-    """Runs the pipeline with the parameters given; returns the closing line."""
+def _report(given: argparse.Namespace, begun: float) -> str:
+    """Runs the pipeline with the parameters given; returns the closing line. The minutes count from `begun` on, what is
+    imported included."""
     run, settings = _run(given)
     from fomo.report import report
+
+    run.clock.add(time.perf_counter() - begun)
 
     parameters = {"DATASET": run.config.dataset, "PRESET": run.preset, "SEED": run.config.seed}
     parameters |= {"MINUTES": settings.pop("minutes", None)}

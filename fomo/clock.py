@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
+from fomo.progress import Bar
 from fomo.storage import read_json, write_json
 
 EVERY = 2.0  # seconds between two writes of the count: what a kill can lose of it
@@ -51,12 +52,23 @@ class Clock:
         if not self.limited or self._since is not None:
             yield
             return
-        self._since = time.monotonic()
+        self._since, Bar.status = time.monotonic(), self.status
         try:
             yield
         finally:
+            Bar.status = staticmethod(str)
             self._before, self._since = self.used, None
             self.tick(always=True)
+
+    def status(self) -> str:
+        """The minutes used, of how many, and the best so far."""
+        text = f"{self.used / 60:.1f} of {self.minutes:g} minutes"
+        return f"{text}, best: {self.best}" if self.best else text
+
+    def add(self, seconds: float) -> None:
+        """Counts seconds that were spent before the clock was there: Python has to load what it needs."""
+        self._before += seconds if self.limited else 0.0
+        self.tick(always=True)
 
     def tick(self, *, always: bool = False) -> None:
         """Stores the count, but not more often than is needed."""

@@ -72,7 +72,7 @@ def _compute(run: Run, name: str, stage) -> None:
     text = f"[{name}]".ljust(24) + f"{time.perf_counter() - begun:7.1f} s"
     if run.clock.limited:
         text += f"   {run.clock.used / 60:5.1f} minutes used, {max(run.clock.left, 0) / 60:5.1f} left"
-    print(text + run.clock.best, flush=True)
+    print(text + (f"   best so far: {run.clock.best}" if run.clock.best else ""), flush=True)
 
 
 def pages(run: Run) -> list:

@@ -1,11 +1,13 @@
 """The clock of a run: what is counted, what is decided once, and a training that is made shorter."""
 
 import itertools
+from io import StringIO
 
 import pytest
 
 from fomo import clock
 from fomo.clock import Clock
+from fomo.progress import Bar
 
 
 @pytest.fixture
@@ -32,6 +34,14 @@ def test_time_counts_while_it_runs_and_is_kept_for_the_next_process(tmp_path, ti
     time.now += 500  # a person thinks
     assert (first.used, first.left) == (40, 80)
     assert Clock(2, tmp_path).used == 40
+
+
+def test_seconds_before_the_clock_count_and_are_kept(tmp_path, time):
+    Clock(10, tmp_path).add(7.0)
+    assert Clock(10, tmp_path).used == pytest.approx(7)
+    free = Clock(0, tmp_path / "free")
+    free.add(7.0)
+    assert (free.used, (tmp_path / "free").exists()) == (0, False)
 
 
 def test_killed_process_loses_at_most_what_was_counted_since_the_last_tick(tmp_path, time):
@@ -102,3 +112,15 @@ def test_replayed_training_is_shortened_at_the_same_steps_whatever_the_clock_say
         seen = walk(watch.pace("training", lambda: 100 - watch.used, 100.0), time, 100, 2.0)
     again = Clock(0, tmp_path)  # a stored plan, no limit
     assert walk(again.pace("training", lambda: 0.0, 1.0), time, 100, 0.001) == seen
+
+
+def test_progress_bars_tell_of_the_running_clock(tmp_path, time):
+    watch, text = Clock(10, tmp_path), StringIO()
+    watch.best = "accuracy 0.9"
+    with watch.running():
+        time.now += 90
+        Bar(total=2, desc="training", file=text).close()
+    assert "1.5 of 10 minutes, best: accuracy 0.9 | training" in text.getvalue()
+    text = StringIO()
+    Bar(total=2, desc="training", file=text).close()
+    assert text.getvalue().strip("\r\n").startswith("training")

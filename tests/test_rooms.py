@@ -16,10 +16,11 @@ import toys
 
 from fomo.config import ROOT
 
-LOWEST = {"storage", "config"}
+LOWEST = {"storage", "config", "progress"}
 PARTS = {"artifacts", "study", "networks", "data"}  # none of which knows another
 ALLOWED = {  # what each room may import besides itself, from the bottom
     "config": set(),
+    "progress": set(),
     "storage": {"config"},
     "figures": set(),
     **dict.fromkeys(PARTS, LOWEST),

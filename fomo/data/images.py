@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageOps
 from torchvision.transforms.v2.functional import center_crop, resize
-from tqdm import tqdm
 
 from fomo.data.datasets import Dataset
+from fomo.progress import Bar
 from fomo.storage import new_array, release
 
 GREY_MODES = ("1", "L")
@@ -75,7 +75,7 @@ FITS = {"crop": _crop, "squish": _squish, "pad": _pad}
 
 def for_each(function, items: list, description: str):
     """Yields function(item) in order; all cores work, and only a few results are held at a time."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(total=len(items), desc=description, leave=False) as bar:
+    with ThreadPoolExecutor(os.cpu_count()) as pool, Bar(total=len(items), desc=description, leave=False) as bar:
         for start in range(0, len(items), 256):
             for result in pool.map(function, items[start : start + 256]):
                 bar.update()

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from fomo.networks.backbones import Backbone
+from fomo.progress import Bar
 from fomo.storage import new_array, release
 
 
@@ -27,7 +27,7 @@ def store_features(backbone: Backbone, batches: DataLoader, path: Path, device: 
     shape = (len(batches.dataset), backbone.num_features)
     with new_array(path, shape, np.float32) as store, torch.inference_mode():
         start = 0
-        for images, _ in tqdm(batches, desc=description, unit="batch", leave=False):
+        for images, _ in Bar(batches, desc=description, unit="batch", leave=False):
             store[start : start + len(images)] = backbone(images.to(device)).cpu().numpy()
             start += len(images)
             release(store)

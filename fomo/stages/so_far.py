@@ -31,7 +31,7 @@ def keep_best(run: Run) -> None:
         found.append((judge(labels.numpy(), logits.double().numpy()), logits, labels, model))
     worth, logits, labels, model = min(found, key=lambda one: one[0]["validation_loss"])
     accuracy = float((logits.argmax(-1) == labels).double().mean())
-    run.clock.best = f"   best so far: accuracy {accuracy:.3f} on validation"
+    run.clock.best = f"accuracy {accuracy:.3f} on validation"
     network = Network(model.backbone, [model.head])
     handicaps = [0.0] * len(data.dataset.classes)
     make_model(run, data, [network], [LINEAR], [worth["temperature"]], handicaps).save(run.folder / MODEL)

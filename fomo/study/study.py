@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from scipy.stats import qmc
-from tqdm import tqdm
 
 from fomo.config import UserError
+from fomo.progress import Bar
 from fomo.storage import read_table, write_table
 from fomo.study.pool import Pending, abandon, await_trials, cancel
 from fomo.study.space import Choice, Space
@@ -70,7 +70,7 @@ class Study:
         again before, as often as its `allowed-failures` says.)
         """
         pool, pending, retries = executor(), {}, deque()
-        with tqdm(total=trials, initial=len(self.trials), desc=description, unit="trial", leave=False) as bar:
+        with Bar(total=trials, initial=len(self.trials), desc=description, unit="trial", leave=False) as bar:
             try:
                 while len(self.trials) < trials and not (enough() and self._any_complete):
                     alone = retries or any(trial.again for trial in pending.values())
@@ -115,7 +115,7 @@ class Study:
         It takes their configurations and returns, for each, what the objective of `run` does; a loss that is not finite
         means that the trial diverged.
         """
-        with tqdm(total=trials, initial=len(self.trials), desc=description, unit="trial", leave=False) as bar:
+        with Bar(total=trials, initial=len(self.trials), desc=description, unit="trial", leave=False) as bar:
             while len(self.trials) < trials and not (enough() and self._any_complete):
                 batch, start = [], time.perf_counter()
                 while len(batch) < min(size, trials - len(self.trials)):

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from fomo.networks.bank import HeadBank
 from fomo.networks.inference import predict
+from fomo.progress import Bar
 from fomo.storage import load_state, save_state
 from fomo.training.loop import evaluate
 
@@ -81,7 +81,7 @@ def search(
     history, seconds = _load(checkpoint, parts, device)
     start -= seconds
     history = history or [_record(0, supernet, validation, device)]
-    bar = tqdm(total=epochs, initial=len(history) - 1, desc="DARTS", unit="epoch", leave=False)
+    bar = Bar(total=epochs, initial=len(history) - 1, desc="DARTS", unit="epoch", leave=False)
     for epoch in range(len(history), epochs + 1):
         with torch.random.fork_rng():
             torch.manual_seed(1000 * seed + epoch)  # dropout, if a supernet has any (evidence/layered.py)

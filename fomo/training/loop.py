@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from fomo.networks.inference import predict
+from fomo.progress import Bar
 from fomo.storage import load_state, save_state
 
 
@@ -124,7 +124,7 @@ def fit(
         start -= stored["seconds"]
     epoch = len({row["epoch"] for row in history})
     quarters = [len(train) * part // 4 for part in (1, 2, 3)] if len(train) >= 4 else []
-    with tqdm(total=steps, initial=step, desc=description, unit="batch", leave=False) as bar:
+    with Bar(total=steps, initial=step, desc=description, unit="batch", leave=False) as bar:
         while step < steps:
             epoch += 1
             with torch.random.fork_rng():
