@@ -187,21 +187,26 @@ def _changed(settings: Config, config: Config) -> dict:
     return {name: value for name, value in asdict(settings).items() if value != before[name]}
 
 
+def _many(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
 def steps(config: Config, seconds: dict[str, float] | None = None) -> pd.DataFrame:
     """The steps of a run of these settings: step, minutes (where the `seconds` of each are known), why."""
     some = f"{config.trial_share:.0%} of the images"
+    short = f", each of {config.epoch_images} images" if config.epoch_images else ""
     why = {
         "preprocess": f"images brought to {config.image_size} pixels ({config.fit}), and divided",
         "probe": "a first model: a linear layer on the network as it comes",
-        "finetune": f"the study's first point, {config.first_epochs} epochs" * (config.first_epochs > 0),
-        "optimize_finetuning": f"{config.trials} trials on {some}" * (config.trials > 0),
-        "race": f"the best {config.finalists} trials, trained on" * (config.trials > 0 and config.finalists > 1),
-        "finetune_best": f"{config.epochs} epochs of {config.backbone}",
+        "finetune": f"the study's first point, {_many(config.first_epochs, 'epoch')}" * (config.first_epochs > 0),
+        "optimize_finetuning": f"{_many(config.trials, 'trial')} on {some}" * (config.trials > 0),
+        "race": f"the best {config.finalists} trials against each other" * (config.trials > 0 and config.finalists > 1),
+        "finetune_best": f"{_many(config.epochs, 'epoch')} of {config.backbone}{short}",
         "extract_features": "what the heads learn from" * (config.darts_epochs > 0),
-        "search_head": f"DARTS and 37 heads alone, with {config.head_seeds} seeds" * (config.darts_epochs > 0),
-        "tune_head": f"{config.head_trials} trials" * (config.darts_epochs > 0 and config.head_trials > 0),
+        "search_head": f"DARTS and 37 heads alone, with {_many(config.head_seeds, 'seed')}" * (config.darts_epochs > 0),
+        "tune_head": _many(config.head_trials, "trial") * (config.darts_epochs > 0 and config.head_trials > 0),
         "train_head": "the head itself" * (config.darts_epochs > 0),
-        "train_members": f"{config.members - 1} further networks" * (config.members > 1),
+        "train_members": _many(config.members - 1, "further network") * (config.members > 1),
         "compose": "of all these, what is best on validation",
         "evaluate": "the test images, once",
         "pages": "notebooks and pages",
