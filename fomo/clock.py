@@ -10,7 +10,7 @@ from fomo.storage import read_json, write_json
 
 EVERY = 2.0  # seconds between two writes of the count: what a kill can lose of it
 CHECKS = 5.0  # seconds between two looks of a training at the clock
-SLOWNESS = (0.8, 5.0)  # the least and the most that is believed
+SLOWNESS = (0.5, 5.0)  # the least and the most that is believed
 SLACK = 0.02  # of what a training takes: so much too long is left as it is
 
 

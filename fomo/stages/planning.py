@@ -17,6 +17,7 @@ from fomo.storage import read_json, read_table, write_json
 
 CONTEST = 0.06  # of the minutes: what the contest may take
 LATE = 1.25  # times what was planned for it: so long may a search take
+GENEROUS, LONG = 1.5, 30.0  # times the epochs that fit, in a training of more seconds than that
 SHORT = 0.2  # of an epoch: so short a last one is not begun
 LEAST = 0.6  # of a further network's training: with less time it is not begun
 SEVERAL = 8.0  # minutes from which on more than one network is tried
@@ -137,11 +138,16 @@ def last_pace(run: Run, step: str, name: str) -> tuple[int, Callable[[int, int],
     """The epochs of a network of the final model, and the `pace` of its training, which leaves the seconds that the
     steps after it take.
 
-    The plan's epochs, or, where more or less time is left than was planned, as many as fit beside the further networks:
-    the last one is cut short by the pace.
+    The plan's epochs, or, where more or less time is left than was planned, as many as fit beside the further networks.
+    A training of more than some seconds gets more than that, for the machine may be faster than it was when it was
+    timed: its pace, which is known after the first steps, cuts off what does not fit.
     """
     seconds, facts = planned_seconds(run), load_facts(run)
-    left = lambda: run.clock.left - reserve(run, step)  # noqa: E731
+    further = seconds.get("train_members", 0.0) if step != "train_members" else 0.0
+
+    def left() -> float:
+        return run.clock.left - reserve(run, step) - further * run.clock.slowness
+
     if not run.clock.limited:
         return run.clock.decisions.get("epochs", run.config.epochs), run.clock.pace(name, left, 1.0)
 
@@ -149,7 +155,8 @@ def last_pace(run: Run, step: str, name: str) -> tuple[int, Callable[[int, int],
         if "epochs" in run.asked:
             return run.config.epochs
         each = epoch(facts, run.config) * SAFETY * run.clock.slowness
-        fitting = (left() - seconds["train_members"]) / each
+        free = left()
+        fitting = free / each * (GENEROUS if free > LONG else 1.0)
         return int(min(max(1, math.ceil(fitting - SHORT)), rules.ENOUGH_EPOCHS))
 
     number = run.clock.decide("epochs", epochs)
