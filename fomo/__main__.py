@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
         command.add_argument("--seed", default="0", help="a whole number from 0")
         command.add_argument("--backbone", help="a network that timm knows; the preset names one")
         command.add_argument("--weights", help="imagenet, random, or a .safetensors or .pth file")
-        command.add_argument("--image-size", help="in pixels; the preset has one for each data set")
+        command.add_argument("--image-size", help="in pixels; the plan or the preset has one")
         command.add_argument("--on-bad", help="images that cannot be read: raise (as it comes), skip")
         command.add_argument("--on-leak", help="train images that are in test too: warn (as it comes), drop")
     command = commands.add_parser("inspect", help="what is in a data set, and what is wrong with it")
