@@ -203,8 +203,9 @@ def make_config(dataset: str, preset: str | None = None, **settings) -> Config:
         raise UserError(
             f"preset '{preset}' has settings of its own, and no minutes; give minutes with preset auto only"
         )
-    config = Config(dataset=dataset, **PRESETS[preset] | given)
-    backbone = config.backbone
+    backbone = (PRESETS[preset] | given).get("backbone", Config.backbone)
+    own = {"trial_size": 0} if _sees_one_size(backbone) else {}
+    config = Config(dataset=dataset, **PRESETS[preset] | own | given)
     if _sees_one_size(backbone) and (config.train_scale != 1 or config.trial_size not in (0, config.image_size)):
         raise UserError(f"backbone '{backbone}' sees images of one size only: train_scale must be 1, and trial_size 0")
     if config.weights not in ("imagenet", "random") and not Path(config.weights).expanduser().is_file():

@@ -62,6 +62,11 @@ def test_wrong_name_or_value_is_refused_with_what_is_allowed(given, message):
         make_config(**{"dataset": "fashion_sample"} | given)
 
 
+def test_network_of_one_size_sees_images_of_that_size_in_trials_too():
+    assert make_config("fashion_sample", "quick").trial_size > 0
+    assert make_config("fashion_sample", "quick", backbone="test_vit", image_size=160).trial_size == 0
+
+
 def test_every_switch_and_every_choice_is_taken():
     values = CHOICES | {field.name: (True, False) for field in fields(Config) if field.type is bool}
     for setting, value in [(name, value) for name in values for value in values[name]]:
