@@ -13,7 +13,7 @@ from fomo.stages.forecast import ORDER, SAFETY, around, epoch, forecast, member,
 
 # Rules.
 ENOUGH_EPOCHS = 24  # from here on further networks bring more than further epochs
-SIDES = 4
+SIDES = 4  # that the contest tries
 LEVEL, GAIN = 150, 0.3  # by trainings of 60 to 1700 steps on Flowers and Skin Cancer, and on cuts of four data sets
 FEW_EPOCHS = 5  # with fewer, an epoch is a part of the images
 TURNED_EPOCHS = 6  # from here on images are turned upside down, where the contest takes that: with fewer it costs more
