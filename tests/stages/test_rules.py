@@ -155,9 +155,8 @@ def test_name_of_the_data_set_does_not_matter():
     assert {field.name for kind in (Facts, Contest) for field in fields(kind)}.isdisjoint({"dataset", "name", "folder"})
 
 
-def test_sides_are_at_most_twice_that_of_the_images_and_those_there_is_time_for():
-    assert sides(facts(side=28), CONFIG, 3600) == [64]
-    assert sides(facts(), CONFIG, 3600) == [64, 128, 160, 224]
+def test_sides_are_those_there_is_time_for():
+    assert sides(facts(side=28), CONFIG, 3600) == [64, 128, 192, 256]
     assert sides(facts(), CONFIG, 40) == [64, 96, 128, 160]
     assert sides(facts(), CONFIG, 20) == [64, 96]
     assert sides(facts(), CONFIG, 1) == [64]
