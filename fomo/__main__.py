@@ -95,7 +95,6 @@ def _report(given: argparse.Namespace, begun: float) -> str:
     from fomo.report import report
 
     run.clock.add(time.perf_counter() - begun)
-
     parameters = {"DATASET": run.config.dataset, "PRESET": run.preset, "SEED": run.config.seed}
     parameters |= {"MINUTES": settings.pop("minutes", None)}
     return report(run, parameters | {"SETTINGS": settings})

@@ -15,6 +15,7 @@ from fomo.config import RESULTS
 from fomo.evidence import minutes
 from fomo.evidence.darts_variants import variants
 from fomo.evidence.finetuning import (
+    MEASURED,
     fidelities,
     fidelity_summary,
     pruning,
@@ -43,9 +44,9 @@ def stored(name: str) -> pd.DataFrame:
 def gather() -> str:
     """All evidence, on the embedded sample but for one table; goes on after what is stored. Returns it as text."""
     RESULTS.mkdir(exist_ok=True)
-    record(Run("fashion_sample", "quick", name="evidence"))
+    record(Run("fashion_sample", "quick", name="evidence", **MEASURED))
     table = contest()
-    rules_run = Run("fashion_sample", "quick", name="evidence", head_seeds=5)
+    rules_run = Run("fashion_sample", "quick", name="evidence", **MEASURED | {"head_seeds": 5})
     rules, layered = heads(rules_run)
     text = [f"median simple regret after {EVALUATIONS} evaluations [quartiles], {len(SEEDS)} seeds", summary(table)]
     text += ["rules that choose among the 37 heads", rules.set_index("rule").round(4)]

@@ -146,7 +146,8 @@ def _turn(part: Part, network: Backbone, side: int, fit: str) -> tuple[pd.DataFr
     may stand upside down: so that is done only where the loss falls, and where a linear layer
     cannot tell them from upright ones. (Of few images the loss falls nearly always, since there are more of them; a
     network that is trained on all loses by it if there is an upright.) Quarter turns, any angle and cut-outs are not
-    tried: in trainings of 8 and 24 epochs on Flowers and Skin Cancer they brought nothing, or cost up to three points.
+    tried: in trainings of 8 epochs at 96 pixels on Flowers and Skin Cancer they brought nothing, or cost up to three
+    points. (Whether they pay in longer ones, and on few images, is open.)
     """
     seen = {0: part.features(network, side, fit)}
     worth, plain = part.judge(part.fit([seen[0]]), seen[0])

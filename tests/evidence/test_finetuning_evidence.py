@@ -31,6 +31,12 @@ def test_recipes_are_compared_with_the_plain_one_seed_by_seed():
     assert table.loc["plain", ["loss", "accuracy"]].tolist() == pytest.approx([0.5, 0.9])
 
 
+def test_full_trials_see_all_images_in_full_whatever_the_preset_does():
+    config = evidence.fidelity_run("full").config
+    assert (config.trial_share, config.trial_size, config.head_images) == (1.0, 0, 0)
+    assert evidence.fidelity_run("both").config.trial_size == 32
+
+
 def test_recipe_called_all_is_the_changes_above_it_at_once():
     above = list(evidence.RECIPES.values())[1 : list(evidence.RECIPES).index("all")]
     assert all(len(settings) == 1 for settings in above)
