@@ -204,16 +204,16 @@ def make_config(dataset: str, preset: str | None = None, **settings) -> Config:
             f"preset '{preset}' has settings of its own, and no minutes; give minutes with preset auto only"
         )
     backbone = (PRESETS[preset] | given).get("backbone", Config.backbone)
-    own = {"trial_size": 0} if _sees_one_size(backbone) else {}
+    own = {"trial_size": 0} if sees_one_size(backbone) else {}
     config = Config(dataset=dataset, **PRESETS[preset] | own | given)
-    if _sees_one_size(backbone) and (config.train_scale != 1 or config.trial_size not in (0, config.image_size)):
+    if sees_one_size(backbone) and (config.train_scale != 1 or config.trial_size not in (0, config.image_size)):
         raise UserError(f"backbone '{backbone}' sees images of one size only: train_scale must be 1, and trial_size 0")
     if config.weights not in ("imagenet", "random") and not Path(config.weights).expanduser().is_file():
         raise UserError(f"weights '{config.weights}' is not a file; give one, or imagenet, or random")
     return config
 
 
-def _sees_one_size(name: str) -> bool:
+def sees_one_size(name: str) -> bool:
     """Whether the backbone, as many transformers, is made for images of one size. Raises `UserError` for an unknown
     one."""
     import timm  # takes seconds to import, so only where a run begins

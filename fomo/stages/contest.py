@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
 
 from fomo.artifacts import Run
+from fomo.config import sees_one_size
 from fomo.data.batches import ImageBatches, loader
 from fomo.data.datasets import Dataset
 from fomo.data.division import divide, sample
@@ -21,38 +21,50 @@ from fomo.stages.facts import Facts
 from fomo.training.logistic import fit_linear, score
 
 STRENGTH = 0.1  # scikit-learn's C: of all fits of the contest, so that they differ in the features only
-LEARNERS, JUDGES, FEWEST = 1000, 600, 200  # images that are learned from, that judge, and the fewest in all
+IMAGES, FEWEST = 1600, 200  # the most and the fewest of a contest
+FIT = 3e-6  # seconds of a fit for each image and class, and for twenty classes more
 NARROW = 1.1  # aspect from which on it matters how an image becomes a square
 TOLD = 0.7  # the share of upright and turned images of which it may be told which they are: half is a guess
-TURNED_SIDE = 160  # pixels at which the turned images are seen at most
+TURNED_SIDE = 96  # pixels at which changed images are seen at most
+CUT_OUTS = {"zoom": 0.37, "scale": 0.85}  # as `augment` has them
+CUTS = 2  # of each image
+MARGIN = 0.5  # standard errors by which the loss may rise with cut-outs: they cost more than they bring
+PIXELS = 2**20  # of a batch: with larger ones a processor is slower
 
 
 @dataclass(frozen=True)
 class Contest:
-    """What was found: `table`, a row for each candidate (backbone, side, fit, macro_f1, accuracy, log_loss on the
-    images that judge, seconds); the `fit`; `turns`, a row for each way to change images (log_loss, difference to the
-    images as they are, its standard error, told: how often it is recognised, taken); `flip` as taken."""
+    """What was found: `table`, a row for each candidate (backbone, side, fit, macro_f1, accuracy, log_loss, seconds);
+    the `fit`; `turns`, a row for each way to change images (log_loss, difference to the images as they are, its
+    standard error, told: how often it is recognised, taken); `flip`, and whether there are `cuts`, as taken."""
 
     table: pd.DataFrame
     fit: str
     turns: pd.DataFrame
     flip: str
+    cuts: bool
 
 
 class Part:
-    """Some images of the train split, to learn from and to judge by, and what networks make of them."""
+    """Some images of the train split, and what networks make of them. They are two halves, and each is judged by a fit
+    on the other."""
 
-    def __init__(self, run: Run, dataset: Dataset, learners: int, judges: int, side: int, folder: Path):
+    def __init__(self, run: Run, dataset: Dataset, count: int, side: int, folder: Path):
         self.run, self.dataset, self.side, self.folder, self.pixels = run, dataset, side, folder, {}
         train, seed = dataset.train, run.config.seed
-        judging = divide(train, run.config.validation_share, seed)
-        pick = lambda table, count: table[sample(table[["file", "label"]], min(1, count / len(table)), seed)]  # noqa: E731
-        self.images = pd.concat([pick(train[~judging], learners), pick(train[judging], judges)], ignore_index=True)
-        self.learns = self.images.index < len(self.images) - len(pick(train[judging], judges))
+        half = divide(train, 0.5, seed)
+        drawn = [
+            table[sample(table[["file", "label"]], min(1, count / 2 / len(table)), seed)]
+            for table in (train[half], train[~half])
+        ]
+        self.images = pd.concat(drawn, ignore_index=True)
+        first = np.arange(len(self.images)) < len(drawn[0])
+        self.halves = first, ~first
         self.labels, self.classes = self.images["label"].to_numpy(), len(dataset.classes)
 
-    def features(self, backbone: Backbone, side: int, fit: str, number: int = 0) -> np.ndarray:
-        """What `backbone` computes of all images at a side, as a view of them (`classifier.view`)."""
+    def features(self, backbone: Backbone, side: int, fit: str, number: int = 0, cut: int = 0) -> np.ndarray:
+        """What `backbone` computes of all images at a side, as a view of them (`classifier.view`); `cut`: of a part of
+        each, drawn at random by this number."""
         config = self.run.config
         if fit not in self.pixels:
             path, files = self.folder / f"{fit}.npy", self.images["file"]
@@ -60,31 +72,41 @@ class Part:
             self.pixels[fit] = np.load(path, mmap_mode="r")
         part = self.pixels[fit], range(len(self.images)), self.labels
         options = {"side": side, "device": self.run.device}
+        if cut:
+            options |= CUT_OUTS | {"flip": "none", "generator": torch.Generator().manual_seed(cut)}
         batches = ImageBatches(*part, backbone.mean, backbone.std, **options)
+        size = max(16, min(config.batch_size, PIXELS // side**2))
         with torch.inference_mode():
-            seen = [backbone(view(images, number)).cpu() for images, _ in loader(batches, config.batch_size)]
+            seen = [backbone(view(images, number)).cpu() for images, _ in loader(batches, size)]
         return torch.cat(seen).numpy()
 
-    def fit(self, features: list[np.ndarray]) -> nn.Linear:
-        """A logistic regression on the images to learn from, each as often as there are views of them."""
-        learned, labels = np.concatenate([one[self.learns] for one in features]), self.labels[self.learns]
-        return fit_linear(learned, np.tile(labels, len(features)), self.classes, STRENGTH / len(features))
+    def judge(self, features: list[np.ndarray]) -> tuple[dict, np.ndarray]:
+        """What a logistic regression is worth that learns from all of `features` and sees the first of them: macro_f1,
+        accuracy and log_loss, and the loss of each image. Images of a class that the other half lacks do not count.
+        All is calibrated: or who learns from more views would seem better only because it is less sure of itself."""
+        labels, losses, named = [], [], []
+        for learns, judges in (self.halves, self.halves[::-1]):
+            learned, known = (
+                np.concatenate([one[learns] for one in features]),
+                np.tile(self.labels[learns], len(features)),
+            )
+            layer = fit_linear(learned, known, self.classes, STRENGTH / len(features))
+            judged = judges & np.isin(self.labels, known)
+            with torch.inference_mode():
+                logits = layer(torch.from_numpy(features[0][judged])).double().numpy()
+            labels.append(self.labels[judged])
+            losses.append(metrics.losses(labels[-1], logits / metrics.fit_temperature(labels[-1], logits)))
+            named.append(logits.argmax(1))
+        loss = np.concatenate(losses)
+        confusion = metrics.confusion(np.concatenate(labels), np.concatenate(named), list(range(self.classes)))
+        macro_f1, *_, accuracy = metrics.scores(confusion.to_numpy())
+        return {"macro_f1": macro_f1, "accuracy": accuracy, "log_loss": float(loss.mean())}, loss
 
     def tell(self, upright: np.ndarray, turned: np.ndarray) -> float:
         """How often a logistic regression is right about which of two views of an image it sees."""
-        parts = self.learns, ~self.learns
-        learned, judged = (np.concatenate([upright[rows], turned[rows]]) for rows in parts)
+        learned, judged = (np.concatenate([upright[rows], turned[rows]]) for rows in self.halves)
         labels, truth = (np.repeat([0, 1], len(part) // 2) for part in (learned, judged))
         return score(fit_linear(learned, labels, 2, STRENGTH), judged, truth)["accuracy"]
-
-    def judge(self, layer: nn.Linear, features: np.ndarray) -> tuple[dict, np.ndarray]:
-        """What a head is worth on the images that judge, and its loss on each, both calibrated: or who learns from more
-        views would seem better only because it is less sure of itself."""
-        judged, labels = features[~self.learns], self.labels[~self.learns]
-        with torch.inference_mode():
-            logits = layer(torch.from_numpy(judged)).double().numpy()
-        loss = metrics.losses(labels, logits / metrics.fit_temperature(labels, logits))
-        return score(layer, judged, labels) | {"log_loss": float(loss.mean())}, loss
 
 
 def contest(
@@ -95,17 +117,14 @@ def contest(
     one, too, where images are no squares."""
     first, middle = backbones[0], sides[len(sides) // 2]
     fits = ["crop", "squish", "pad"] if facts.aspect > NARROW and "fit" not in run.asked else [run.config.fit]
-    each = sum(1 / facts.pace(first, side, "forward") for side in [*sides, *[middle] * (len(fits) - 1)])
-    each += sum(1 / facts.pace(name, middle, "forward") for name in backbones[1:])
-    each += len(fits) / facts.decoded + 3 / facts.pace(first, min(TURNED_SIDE, sides[-1]), "forward")
-    count = max(FEWEST, min(LEARNERS + JUDGES, int(seconds / each)))
-    learners = count * LEARNERS // (LEARNERS + JUDGES)
-    part = Part(run, dataset, learners, count - learners, sides[-1], folder)
+    each = cost(facts, first, sides, len(fits)) + sum(1 / facts.pace(name, middle, "forward") for name in backbones[1:])
+    count = int(np.clip(seconds / each, FEWEST, IMAGES))
+    part = Part(run, dataset, count, sides[-1], folder)
     rows, loss = [], {}
 
     def enter(network: Backbone, side: int, fit: str) -> None:
         begun, features = time.perf_counter(), part.features(network, side, fit)
-        worth, loss[network.name, side, fit] = part.judge(part.fit([features]), features)
+        worth, loss[network.name, side, fit] = part.judge([features])
         seconds = time.perf_counter() - begun
         rows.append({"backbone": network.name, "side": side, "fit": fit} | worth | {"seconds": seconds})
 
@@ -115,19 +134,23 @@ def contest(
         enter(network, middle, fit)
     fit = _simplest(fits, [loss[first, middle, fit] for fit in fits])
     for side in sides:
-        if side != middle or fit != fits[0]:
-            enter(network, side, fit) if (first, side, fit) not in loss else None
+        if (first, side, fit) not in loss:
+            enter(network, side, fit)
     for name in backbones[1:]:
         enter(load_backbone(name, run.config.weights, middle).to(run.device).eval(), middle, fit)
-    best = min(
-        (side for side in sides if side <= TURNED_SIDE),
-        key=lambda side: loss[first, side, fit].mean(),
-        default=sides[0],
-    )
-    turns, flip = _turn(part, network, best, fit)
+    turns, flip, cuts = _turn(part, network, sides[-1] if len(sides) == 1 else min(TURNED_SIDE, sides[-1]), fit)
     for path in folder.glob("*.npy"):
         path.unlink()
-    return Contest(pd.DataFrame(rows).sort_values(["backbone", "side"]), fit, turns, flip)
+    return Contest(pd.DataFrame(rows).sort_values(["backbone", "side"]), fit, turns, flip, cuts)
+
+
+def cost(facts: Facts, backbone: str, sides: list[int], fits: int = 1) -> float:
+    """The seconds of a contest of one network for each image, at each of `sides` and the middle one for each further
+    fit, and of what is changed in images."""
+    passes = sum(1 / facts.pace(backbone, side, "forward") for side in [*sides, *[sides[len(sides) // 2]] * (fits - 1)])
+    changed = (4 + CUTS) / facts.pace(backbone, min(TURNED_SIDE, sides[-1]), "forward")
+    learned = (len(sides) + fits + 1 + 2 + 4 + CUTS) * FIT * (20 + facts.classes)
+    return passes + changed + learned + fits / facts.decoded
 
 
 def _simplest(names: list[str], found: list[np.ndarray]) -> str:
@@ -138,32 +161,40 @@ def _simplest(names: list[str], found: list[np.ndarray]) -> str:
     return names[best] if difference.mean() > difference.std() / np.sqrt(len(difference)) else names[0]
 
 
-def _turn(part: Part, network: Backbone, side: int, fit: str) -> tuple[pd.DataFrame, str]:
+def _turn(part: Part, network: Backbone, side: int, fit: str) -> tuple[pd.DataFrame, str, bool]:
     """Which changed images may stand for the image: what a logistic regression loses that learns from them as well.
 
     Where left and right tell classes apart, mirrored images contradict the others, and the loss on images as they are
     rises. Photographs may be mirrored: so that is done unless the loss rises by more than a standard error. Few images
     may stand upside down: so that is done only where the loss falls, and where a linear layer
     cannot tell them from upright ones. (Of few images the loss falls nearly always, since there are more of them; a
-    network that is trained on all loses by it if there is an upright.) Quarter turns, any angle and cut-outs are not
-    tried: in trainings of 8 epochs at 96 pixels on Flowers and Skin Cancer they brought nothing, or cost up to three
-    points. (Whether they pay in longer ones, and on few images, is open.)
+    network that is trained on all loses by it if there is an upright.) Where all of an image matters, as of a digit or
+    of clothes, cut-outs harm; faces and lesions gain by them. Quarter turns and any angle are not tried: in trainings
+    of 8 epochs at 96 pixels on Flowers and Skin Cancer they brought nothing, or cost up to three points.
     """
     seen = {0: part.features(network, side, fit)}
-    worth, plain = part.judge(part.fit([seen[0]]), seen[0])
+    worth, plain = part.judge([seen[0]])
     rows, flip = [{"turned": "as it is", "log_loss": worth["log_loss"], "taken": True}], "none"
-    for name, numbers in (("mirrored", (0, 1)), ("upside down", (0, 1, 4, 5))):
-        seen |= {number: part.features(network, side, fit, number) for number in numbers if number not in seen}
-        worth, loss = part.judge(part.fit([seen[number] for number in numbers]), seen[0])
+
+    def compare(name: str, views: list[np.ndarray]) -> dict:
+        worth, loss = part.judge(views)
         error = float((loss - plain).std() / np.sqrt(len(loss)))
         difference = float((loss - plain).mean())
         rows.append({"turned": name, "log_loss": worth["log_loss"], "difference": difference, "error": error})
-        taken = difference <= error
+        return rows[-1]
+
+    for name, numbers in (("mirrored", (0, 1)), ("upside down", (0, 1, 4, 5))):
+        seen |= {number: part.features(network, side, fit, number) for number in numbers if number not in seen}
+        row = compare(name, [seen[number] for number in numbers])
+        row["taken"] = row["difference"] <= row["error"]
         if name == "upside down":
-            rows[-1]["told"] = part.tell(seen[0], seen[4])
-            taken = difference <= 0 and rows[-1]["told"] <= TOLD
-        rows[-1]["taken"] = taken
-        if not taken:
+            row["told"] = part.tell(seen[0], seen[4])
+            row["taken"] = row["difference"] <= 0 and row["told"] <= TOLD
+        if not row["taken"]:
             break
         flip = "horizontal" if name == "mirrored" else "both"
-    return pd.DataFrame(rows), flip
+    if sees_one_size(network.name):
+        return pd.DataFrame(rows), flip, False
+    row = compare("cut-outs", [seen[0], *(part.features(network, side, fit, cut=cut + 1) for cut in range(CUTS))])
+    row["taken"] = row["difference"] <= MARGIN * row["error"]
+    return pd.DataFrame(rows), flip, row["taken"]

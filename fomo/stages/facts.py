@@ -23,7 +23,7 @@ from fomo.training.loop import cross_entropy, make_optimizer
 
 LOOKED_AT = 64  # images that are opened and timed
 TIMED_SIDES = (64, 160)  # pixels; between and beyond them, time grows with the number of pixels
-TIMED_IMAGES = 32  # a step
+TIMED_IMAGES = 16  # a step
 TIMED_STEPS = 3
 WARM_UP = {"cpu": 1, "cuda": 5}  # steps before these, which are slow
 

@@ -65,11 +65,13 @@ def _make(run: Run, stage: Stage) -> None:
     facts = look(run, dataset, _backbones(run))
     seconds = 60 * asked.minutes
     names = list(dict.fromkeys(facts.speeds["backbone"]))
-    sides = [asked.image_size] if "image_size" in run.asked else rules.sides(facts, asked, run.clock.left)
+    sides = [asked.image_size]
+    if "image_size" not in run.asked:
+        sides = rules.sides(facts, asked, run.clock.left, CONTEST * seconds)
     found = contest(run, dataset, facts, names, sides, CONTEST * seconds, stage.folder)
     planned = rules.make_plan(facts, found, asked, run.clock.left, run.asked)
     plain = {name: value for name, value in asdict(facts).items() if name != "speeds"}
-    write_json(stage.path("facts.json"), plain | {name: getattr(found, name) for name in ("fit", "flip")})
+    write_json(stage.path("facts.json"), plain | {name: getattr(found, name) for name in ("fit", "flip", "cuts")})
     for name, table in (("speeds", facts.speeds), ("contest", found.table), ("turns", found.turns)):
         stage.save_table(name, table)
     stage.save_table("steps", planned.steps)
@@ -96,7 +98,7 @@ def load_facts(run: Run) -> Facts | None:
 
 def _load_contest(stage: Stage) -> Contest:
     stored = read_json(stage.path("facts.json"))
-    return Contest(stage.table("contest"), stored["fit"], stage.table("turns"), stored["flip"])
+    return Contest(stage.table("contest"), stored["fit"], stage.table("turns"), stored["flip"], stored["cuts"])
 
 
 def settle(run: Run) -> None:

@@ -73,7 +73,7 @@ def test_images_that_left_and_right_tell_apart_are_not_mirrored(held):
     found = held(arrows)
     assert found.table["accuracy"].iloc[0] > 0.8
     assert found.flip == "none"
-    assert found.turns["turned"].tolist() == ["as it is", "mirrored"]
+    assert found.turns["turned"].tolist() == ["as it is", "mirrored", "cut-outs"]
 
 
 def test_images_that_are_the_same_in_the_mirror_are_mirrored(held):
@@ -99,3 +99,35 @@ def test_fit_that_was_asked_for_is_the_only_one(held):
 def test_every_side_is_a_row(held):
     found = held(shapes, images=20, sides=(48, 64, 80))
     assert found.table["side"].tolist() == [48, 64, 80]
+
+
+def patterns(label, rng):
+    """Stripes or checks all over, at any size."""
+    step, (width, height) = rng.integers(3, 8), (64, 64)
+    rows, columns = np.indices((height, width)) // step
+    of = (rows if label == 0 else rows + columns) % 2
+    return Image.fromarray(np.uint8(of * 180 + rng.integers(0, 60, (height, width)))).convert("RGB")
+
+
+def corners(label, rng):
+    """The same circle in the middle; a dot in a corner tells the classes apart."""
+    image = blank(rng, (64, 64))
+    draw = ImageDraw.Draw(image)
+    draw.ellipse((16, 16, 48, 48), "white")
+    if label:
+        draw.rectangle((0, 0, 6, 6), "red")
+    return image
+
+
+def test_cut_outs_are_taken_where_a_part_shows_what_the_whole_does(held):
+    assert held(patterns).cuts
+
+
+def test_cut_outs_are_not_taken_where_they_lose_what_matters(held):
+    assert not held(corners).cuts
+
+
+@pytest.mark.parametrize("images", [3, 5])
+def test_few_images_are_enough(held, images):
+    found = held(shapes, images=images)
+    assert np.isfinite(found.table["log_loss"]).all()

@@ -31,7 +31,7 @@ FOUND = pd.DataFrame(
 )
 FACTS = {"test": 500, "classes": 10, "smallest": 60, "grouped": False, "side": 100, "aspect": 1.0, "grey": False}
 FACTS |= {"decoded": 400.0, "free": 8e9, "speeds": SPEEDS}
-CONTEST = Contest(FOUND, "crop", pd.DataFrame(), "horizontal")
+CONTEST = Contest(FOUND, "crop", pd.DataFrame(), "horizontal", cuts=False)
 CONFIG = Config("photos", **PRESETS["auto"])
 SIZES = (300, 3000, 30_000)
 SEARCHES = ("optimize_finetuning", "race", "search_head", "tune_head", "train_head")
@@ -98,9 +98,9 @@ def test_batches_fit_into_the_memory(free, batch):
 
 def test_few_steps_favour_the_side_of_the_best_probe():
     """A finetuning of few steps does not pass the probe, so that decides; small images are trained on more often."""
-    assert planned(4, 20_000)[1].image_size == 128
-    better = FOUND.assign(log_loss=[0.24, 0.23, 0.22, 2.0])
-    assert planned(10, 10_000, contest=replace(CONTEST, table=better))[1].image_size == 64
+    better = replace(CONTEST, table=FOUND.assign(log_loss=[0.23, 0.225, 0.22, 2.0]))
+    assert planned(3, 20_000, contest=better)[1].image_size == 128
+    assert planned(10, 10_000, contest=better)[1].image_size == 64
 
 
 def test_few_seconds_are_not_searched_in():
@@ -156,8 +156,19 @@ def test_name_of_the_data_set_does_not_matter():
 
 
 def test_sides_are_those_there_is_time_for():
-    assert sides(facts(side=28), CONFIG, 3600) == [64, 128, 192, 256]
-    assert sides(facts(), CONFIG, 40) == [64, 96, 128, 160]
-    assert sides(facts(), CONFIG, 20) == [64, 96]
-    assert sides(facts(), CONFIG, 1) == [64]
-    assert sides(facts(speeds=SPEEDS.assign(side=224)), CONFIG, 3600) == [224]
+    assert sides(facts(side=28), CONFIG, 3600, 216) == [64, 128, 192, 256]
+    assert sides(facts(), CONFIG, 40, 60) == [64, 96, 128, 160]
+    assert sides(facts(), CONFIG, 20, 60) == [64, 96]
+    assert sides(facts(), CONFIG, 1, 60) == [64]
+    assert sides(facts(speeds=SPEEDS.assign(side=224)), CONFIG, 3600, 1) == [224]
+
+
+def test_sides_that_a_short_contest_cannot_see_are_not_tried():
+    assert sides(facts(), CONFIG, 3600, 5) == [64, 96, 128]
+    assert sides(facts(), CONFIG, 3600, 0.1) == [64]
+
+
+@pytest.mark.parametrize(("minutes", "cuts", "zoom"), [(60, True, 0.37), (60, False, 0.0), (4, True, 0.0)])
+def test_cut_outs_are_for_many_epochs(minutes, cuts, zoom):
+    settings = planned(minutes, 10_000, contest=replace(CONTEST, cuts=cuts))[1]
+    assert (settings.zoom, settings.train_scale) == (zoom, 0.85 if zoom else 1.0)
