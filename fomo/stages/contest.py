@@ -28,7 +28,6 @@ TOLD = 0.7  # the share of upright and turned images of which it may be told whi
 TURNED_SIDE = 96  # pixels at which changed images are seen at most
 CUT_OUTS = {"zoom": 0.37, "scale": 0.85}  # as `augment` has them
 CUTS = 2  # of each image
-MARGIN = 0.5  # standard errors by which the loss may rise with cut-outs: they cost more than they bring
 PIXELS = 2**20  # of a batch: with larger ones a processor is slower
 
 
@@ -165,12 +164,12 @@ def _turn(part: Part, network: Backbone, side: int, fit: str) -> tuple[pd.DataFr
     """Which changed images may stand for the image: what a logistic regression loses that learns from them as well.
 
     Where left and right tell classes apart, mirrored images contradict the others, and the loss on images as they are
-    rises. Photographs may be mirrored: so that is done unless the loss rises by more than a standard error. Few images
-    may stand upside down: so that is done only where the loss falls, and where a linear layer
-    cannot tell them from upright ones. (Of few images the loss falls nearly always, since there are more of them; a
-    network that is trained on all loses by it if there is an upright.) Where all of an image matters, as of a digit or
-    of clothes, cut-outs harm; faces and lesions gain by them. Quarter turns and any angle are not tried: in trainings
-    of 8 epochs at 96 pixels on Flowers and Skin Cancer they brought nothing, or cost up to three points.
+    rises. Photographs may be mirrored: so that is done unless the loss rises by more than a standard error. Cut-outs
+    likewise: they harm where all of an image matters, as of a digit or of clothes, and faces and lesions gain by them.
+    Few images may stand upside down: so that is done only where the loss falls, and where a linear layer cannot tell
+    them from upright ones. (Of few images the loss falls nearly always, since there are more of them; a network that is
+    trained on all loses by it if there is an upright.) Quarter turns and any angle are not tried: in trainings of 8
+    epochs at 96 pixels on Flowers and Skin Cancer they brought nothing, or cost up to three points.
     """
     seen = {0: part.features(network, side, fit)}
     worth, plain = part.judge([seen[0]])
@@ -196,5 +195,5 @@ def _turn(part: Part, network: Backbone, side: int, fit: str) -> tuple[pd.DataFr
     if sees_one_size(network.name):
         return pd.DataFrame(rows), flip, False
     row = compare("cut-outs", [seen[0], *(part.features(network, side, fit, cut=cut + 1) for cut in range(CUTS))])
-    row["taken"] = row["difference"] <= MARGIN * row["error"]
+    row["taken"] = row["difference"] <= row["error"]
     return pd.DataFrame(rows), flip, row["taken"]
