@@ -1,0 +1,83 @@
+"""What a finetuning of so many steps is worth beside the probe, with and without cut-outs: what the plan's rules of
+steps and epochs rest on (`stages/rules.py`)."""
+
+import math
+from collections.abc import Iterable
+from itertools import product
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from fomo.artifacts import Run
+from fomo.config import RESULTS
+from fomo.evidence.minutes import prepare
+from fomo.networks.classifier import Classifier
+from fomo.networks.inference import predict
+from fomo.stages.contest import CUT_OUTS
+from fomo.stages.finetuning import PLAIN, fit_images, untrained
+from fomo.stages.metrics import METRICS, confusion, scores
+from fomo.stages.planning import plan
+from fomo.stages.preprocessing import Preprocessed, image_loader, preprocess, read_pixels
+from fomo.stages.probing import probe
+from fomo.storage import read_table, write_table
+
+SIDE, BATCH = 96, 32  # pixels, images
+STEPS = (40, 160, 640)
+TASKS = ("fashion, 100 of each class", "emotions, 3 classes, 100 of each", "flowers, 10 of each class")
+TASKS += ("skin_cancer, 1 in 50", "flowers", "skin_cancer")
+SETTINGS = {"minutes": 0.0, "image_size": SIDE, "batch_size": BATCH, "validation_share": 0.1, "on_bad": "skip"}
+
+
+def trainings(tasks: Iterable[str] = TASKS, steps: Iterable[int] = STEPS) -> pd.DataFrame:
+    """A row for each training: task, train images, whether a plan takes cut-outs there, steps (0: the probe), epochs,
+    cut-outs, macro F1, accuracy (one view of the test images).
+
+    Stored as data/results/steps.csv, row by row; what is there already is not done again.
+    """
+    path, keys = RESULTS / "steps.csv", ["task", "steps", "cut-outs"]
+    table = read_table(path) if path.exists() else pd.DataFrame(columns=keys)
+    done = set(table[keys].itertuples(index=False, name=None))
+    todo = [(task, 0, False) for task in tasks] + list(product(tasks, steps, (False, True)))
+    todo = [key for key in sorted(todo, key=lambda key: tuple(tasks).index(key[0])) if key not in done]
+    for task, count, cuts in tqdm(todo, desc="steps", unit="training"):
+        row = {"task": task, "steps": count, "cut-outs": cuts} | train(prepare(task), count, cuts=cuts)
+        table = pd.concat([table, pd.DataFrame([row])], ignore_index=True)
+        write_table(path, table)
+    return table
+
+
+def train(dataset: str, steps: int, *, cuts: bool) -> dict:
+    """What a finetuning of so many steps is worth; the probe, if there are none."""
+    changes = {"zoom": CUT_OUTS["zoom"], "train_scale": CUT_OUTS["scale"]} if cuts else {}
+    run = Run(dataset, "auto", name=f"steps-{'cut' if cuts else 'whole'}", **SETTINGS | changes)
+    data = preprocess(run)
+    images = len(data.part("train")[1])
+    classifier = untrained(run, data) if steps else probe(run).model
+    epochs = math.ceil(steps / math.ceil(images / BATCH))
+    if steps:
+        fit_images(run, data, classifier, PLAIN, epochs, pace=lambda done, planned: min(steps, planned))
+    taken = plan(Run(dataset, "auto", name="steps-plan", minutes=15.0, on_bad="skip")).contest.cuts
+    facts = {"train images": images, "cut-outs taken": taken, "epochs": steps * BATCH / images}
+    return facts | _tested(run, data, classifier)
+
+
+def _tested(run: Run, data: Preprocessed, classifier: Classifier) -> dict:
+    """What a classifier is worth on the test images."""
+    test, path = data.dataset.test(), run.folder / "test.npy"
+    left_out = read_pixels(run, data.dataset, test["file"], path)
+    kept = ~test["file"].isin(left_out["file"]).to_numpy()
+    part = np.load(path, mmap_mode="r"), np.flatnonzero(kept), test["label"].to_numpy()[kept]
+    logits, labels = predict(classifier.eval(), image_loader(run, part, classifier.backbone), run.device)
+    counts = confusion(labels.numpy(), logits.argmax(1).numpy(), data.dataset.classes).to_numpy()
+    worth = dict(zip(METRICS, scores(counts).tolist(), strict=True))
+    return {name: worth[name] for name in ("macro F1", "accuracy")}
+
+
+def summary(table: pd.DataFrame, metric: str = "accuracy") -> pd.DataFrame:
+    """The `metric` by task (with its train images, and whether a plan takes cut-outs there), cut-outs and steps."""
+    index = ["task", "train images", "cut-outs taken", "cut-outs"]
+    shown = table.pivot_table(index=index, columns="steps", values=metric, sort=False)
+    probes = table[table["steps"] == 0].set_index("task")[metric]
+    shown[0] = shown.index.get_level_values("task").map(probes)
+    return shown.rename(columns={0: "probe"}).round(3)

@@ -1,0 +1,39 @@
+"""Trainings of so many steps: small images that are told apart with ease."""
+
+import pandas as pd
+import pytest
+
+from fomo.evidence import minutes, steps
+from fomo.stages import facts
+
+
+@pytest.fixture
+def task(dataset, tmp_path, monkeypatch):
+    """The toy data set as a task, a small network, and a folder for the table."""
+    monkeypatch.setitem(minutes.TASKS, "toy", minutes.Task(str(dataset)))
+    monkeypatch.setattr(steps, "RESULTS", tmp_path)
+    small = {"image_size": 32, "backbone": "test_efficientnet", "weights": "random", "batch_size": 4}
+    monkeypatch.setattr(steps, "SETTINGS", steps.SETTINGS | small)
+    monkeypatch.setattr(steps, "BATCH", 4)
+    monkeypatch.setattr(facts, "TIMED_SIDES", (32, 48))
+    return "toy"
+
+
+def test_training_makes_so_many_steps_and_is_tested(task, monkeypatch):
+    table = steps.trainings([task], [1, 7])
+    assert table["steps"].tolist() == [0, 1, 1, 7, 7]
+    assert table["cut-outs"].tolist() == [False, False, True, False, True]
+    assert table["accuracy"].between(0, 1).all()
+    assert table["epochs"].tolist() == pytest.approx(
+        [count * 4 / table["train images"][0] for count in (0, 1, 1, 7, 7)]
+    )
+    monkeypatch.setattr(steps, "train", None)  # what is stored is not done again
+    assert len(steps.trainings([task], [1, 7])) == 5
+
+
+def test_summary_has_the_probe_beside_each_training():
+    rows = [("a", 0, False, 0.5), ("a", 40, False, 0.6), ("a", 40, True, 0.7)]
+    table = pd.DataFrame(rows, columns=["task", "steps", "cut-outs", "accuracy"])
+    shown = steps.summary(table.assign(**{"train images": 10, "cut-outs taken": True}))
+    assert shown["probe"].tolist() == [0.5, 0.5]
+    assert shown[40].tolist() == [0.6, 0.7]
