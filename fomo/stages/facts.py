@@ -11,7 +11,7 @@ import torch
 from timm.models import get_pretrained_cfg
 
 from fomo.artifacts import Run
-from fomo.config import UserError
+from fomo.config import UserError, sees_one_size
 from fomo.data.batches import ImageBatches, loader
 from fomo.data.datasets import Dataset
 from fomo.data.images import GREY_MODES, for_each, to_pixels
@@ -125,13 +125,14 @@ def _look(dataset: Dataset, file: str) -> tuple[tuple[int, int], bool] | None:
 
 
 def time_network(run: Run, name: str, classes: int) -> list[dict]:
-    """The rows of a backbone in `Facts.speeds`: at `TIMED_SIDES`, or, where it cannot see images so small, at its own
-    side. Raises `UserError` where it sees neither."""
-    sides = [run.config.image_size] if "image_size" in run.asked else TIMED_SIDES
+    """The rows of a backbone in `Facts.speeds`: at `TIMED_SIDES`, or, where it sees images of one size only, or none so
+    small, at its own side. Raises `UserError` where it sees neither."""
+    own = get_pretrained_cfg(name).input_size[-1]
+    sides = [own] if sees_one_size(name) else TIMED_SIDES
+    sides = [run.config.image_size] if "image_size" in run.asked else sides
     try:
         return [_row(run, name, classes, side) for side in sides]
     except (RuntimeError, ValueError, AssertionError) as error:
-        own = get_pretrained_cfg(name).input_size[-1]
         if own in sides:
             raise UserError(f"backbone '{name}' cannot be timed at {own} pixels ({error}); choose another") from error
         return [_row(run, name, classes, own)]

@@ -72,3 +72,17 @@ def test_file_that_is_no_plan_is_refused(dataset, tmp_path):
     (tmp_path / "plan.json").write_text("{}")
     with pytest.raises(UserError, match=r"plan .* cannot be read .*; give the plan.json of a run of preset auto"):
         fomo.Run(dataset, plan=tmp_path / "plan.json")
+
+
+@pytest.mark.parametrize("backbone", ["test_vit", "test_convnext", "test_resnet"])
+def test_network_of_any_kind_is_planned_and_run(dataset, backbone, tmp_path, monkeypatch):
+    """One that sees images of one size only, and two that see any."""
+    monkeypatch.setenv("FOMO_RUNS", str(tmp_path))
+    monkeypatch.setattr("fomo.stages.rules.MOST_MEMBERS", 1)
+    monkeypatch.setattr("fomo.stages.rules.ENOUGH_EPOCHS", 1)
+    searches = {"trials": 2, "initial_trials": 1, "trial_share": 1.0, "darts_epochs": 0}
+    run = fomo.Run(dataset, minutes=2, backbone=backbone, weights="random", bootstrap=50, **searches)
+    assert "final" in fomo.evaluate(run).predictions
+    assert run.clock.left > 0
+    fixed = backbone == "test_vit"
+    assert set(fomo.plan(run).contest.table["side"]) == ({160} if fixed else {64, 128, 192, 256})
