@@ -101,9 +101,10 @@ class Clock:
 
 
 class Pace:
-    """Asked before each step for the number of steps of a training in all: fewer where the time would not do.
+    """Asked before each step for the number of steps of a training in all: fewer where the time would not do, and more
+    again, up to what was planned, where it is faster after all.
 
-    What it takes away is stored as pairs (step, steps in all), and done again at the same steps by whoever repeats the
+    What it changes is stored as pairs (step, steps in all), and done again at the same steps by whoever repeats the
     training.
     """
 
@@ -112,6 +113,7 @@ class Pace:
         self.name = f"steps of {name}"
         self.left = left
         self.seconds = seconds
+        self.most = 0  # steps, as planned
         self.planned = 0.0  # seconds a step
         self.begun: tuple[int, float] | None = None  # a step, and the seconds used then: measured from there
         self.warm = False  # the first steps are slow, on a GPU by far: they are not measured
@@ -125,7 +127,8 @@ class Pace:
         clock.tick()
         if self.begun is None:
             self.begun, self.looked = (step, clock.used), clock.used
-            self.planned = self.seconds / steps
+            self.most = cuts[0][1] if cuts else steps
+            self.planned = self.seconds / self.most
         if not clock.limited or clock.used - self.looked < CHECKS or (cuts and step < cuts[-1][0]):
             return steps
         self.looked = clock.used
@@ -134,8 +137,8 @@ class Pace:
             return steps
         each = (clock.used - self.begun[1]) / (step - self.begun[0])
         clock.slowness = min(max(each / self.planned, SLOWNESS[0]), SLOWNESS[1])
-        fitting = step + max(1, int(self.left() / each))
-        if fitting >= step + (1 - SLACK) * (steps - step):
+        fitting = min(step + max(1, int(self.left() / each)), self.most)
+        if abs(fitting - steps) <= SLACK * (steps - step):
             return steps
-        clock.keep(self.name, [*cuts, (step, fitting)])
+        clock.keep(self.name, [*(cuts or [(0, self.most)]), (step, fitting)])
         return fitting

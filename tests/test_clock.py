@@ -106,6 +106,16 @@ def test_training_on_a_slow_machine_gets_fewer_steps_and_ends_in_time(tmp_path, 
     assert decided[-1][1] == 50
 
 
+def test_training_that_becomes_faster_gets_its_steps_back(tmp_path, time):
+    watch = Clock(10, tmp_path)
+    with watch.running():
+        seen = walk(watch.pace("training", lambda: 170 - watch.used, 100.0), time, 1000, 0.1, cold=30)
+    assert min(seen) < 500
+    assert len(seen) == seen[-1] == 1000
+    again = Clock(0, tmp_path)
+    assert walk(again.pace("training", lambda: 0.0, 1.0), time, 1000, 0.001) == seen
+
+
 def test_replayed_training_is_shortened_at_the_same_steps_whatever_the_clock_says(tmp_path, time):
     watch = Clock(10, tmp_path)
     with watch.running():

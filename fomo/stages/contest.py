@@ -22,12 +22,12 @@ from fomo.training.logistic import fit_linear, score
 
 STRENGTH = 0.1  # scikit-learn's C: of all fits of the contest, so that they differ in the features only
 IMAGES, FEWEST = 1600, 200  # the most and the fewest of a contest
-FIT = 3e-6  # seconds of a fit for each image and class, and for twenty classes more
 NARROW = 1.1  # aspect from which on it matters how an image becomes a square
 TOLD = 0.7  # the share of upright and turned images of which it may be told which they are: half is a guess
 TURNED_SIDE = 96  # pixels at which changed images are seen at most
 CUT_OUTS = {"zoom": 0.37, "scale": 0.85}  # as `augment` has them
 CUTS = 2  # of each image
+FEW_IMAGES = 2000  # of train: with more of them cut-outs bring nothing, or cost
 PIXELS = 2**20  # of a batch: with larger ones a processor is slower
 
 
@@ -116,8 +116,8 @@ def contest(
     one, too, where images are no squares."""
     first, middle = backbones[0], sides[len(sides) // 2]
     fits = ["crop", "squish", "pad"] if facts.aspect > NARROW and "fit" not in run.asked else [run.config.fit]
-    each = cost(facts, first, sides, len(fits)) + sum(1 / facts.pace(name, middle, "forward") for name in backbones[1:])
-    count = int(np.clip(seconds / each, FEWEST, IMAGES))
+    least, more = (cost(facts, backbones, sides, len(fits), count) for count in (FEWEST, 2 * FEWEST))
+    count = int(np.clip(FEWEST + FEWEST * (seconds - least) / (more - least), FEWEST, IMAGES))
     part = Part(run, dataset, count, sides[-1], folder)
     rows, loss = [], {}
 
@@ -137,19 +137,28 @@ def contest(
             enter(network, side, fit)
     for name in backbones[1:]:
         enter(load_backbone(name, run.config.weights, middle).to(run.device).eval(), middle, fit)
-    turns, flip, cuts = _turn(part, network, sides[-1] if len(sides) == 1 else min(TURNED_SIDE, sides[-1]), fit)
+    side = sides[-1] if len(sides) == 1 else min(TURNED_SIDE, sides[-1])
+    turns, flip, cuts = _turn(part, network, side, fit, cuts=cuts_tried(facts, first))
     for path in folder.glob("*.npy"):
         path.unlink()
     return Contest(pd.DataFrame(rows).sort_values(["backbone", "side"]), fit, turns, flip, cuts)
 
 
-def cost(facts: Facts, backbone: str, sides: list[int], fits: int = 1) -> float:
-    """The seconds of a contest of one network for each image, at each of `sides` and the middle one for each further
-    fit, and of what is changed in images."""
-    passes = sum(1 / facts.pace(backbone, side, "forward") for side in [*sides, *[sides[len(sides) // 2]] * (fits - 1)])
-    changed = (4 + CUTS) / facts.pace(backbone, min(TURNED_SIDE, sides[-1]), "forward")
-    learned = (len(sides) + fits + 1 + 2 + 4 + CUTS) * FIT * (20 + facts.classes)
-    return passes + changed + learned + fits / facts.decoded
+def cost(facts: Facts, backbones: list[str], sides: list[int], fits: int, images: int) -> float:
+    """The seconds that a contest of so many images is expected to take."""
+    first, middle = backbones[0], sides[len(sides) // 2]
+    passes = sum(1 / facts.pace(first, side, "forward") for side in [*sides, *[middle] * (fits - 1)])
+    passes += sum(1 / facts.pace(name, middle, "forward") for name in backbones[1:])
+    cuts = CUTS if cuts_tried(facts, first) else 0
+    passes += (4 + cuts) / facts.pace(first, min(TURNED_SIDE, sides[-1]), "forward") + fits / facts.decoded
+    views = [1] * (len(sides) + fits + len(backbones) - 1) + [2, 4] + [1 + cuts] * bool(cuts)
+    learned = sum(2 * facts.fitted(number * images // 2) for number in views)
+    return passes * images + learned
+
+
+def cuts_tried(facts: Facts, backbone: str) -> bool:
+    """Whether a contest asks for cut-outs: of few images, for a network that sees images of any size."""
+    return facts.train <= FEW_IMAGES and not sees_one_size(backbone)
 
 
 def _simplest(names: list[str], found: list[np.ndarray]) -> str:
@@ -160,16 +169,16 @@ def _simplest(names: list[str], found: list[np.ndarray]) -> str:
     return names[best] if difference.mean() > difference.std() / np.sqrt(len(difference)) else names[0]
 
 
-def _turn(part: Part, network: Backbone, side: int, fit: str) -> tuple[pd.DataFrame, str, bool]:
+def _turn(part: Part, network: Backbone, side: int, fit: str, *, cuts: bool) -> tuple[pd.DataFrame, str, bool]:
     """Which changed images may stand for the image: what a logistic regression loses that learns from them as well.
 
     Where left and right tell classes apart, mirrored images contradict the others, and the loss on images as they are
     rises. Photographs may be mirrored: so that is done unless the loss rises by more than a standard error. Cut-outs
-    likewise: they harm where all of an image matters, as of a digit or of clothes, and faces and lesions gain by them.
-    Few images may stand upside down: so that is done only where the loss falls, and where a linear layer cannot tell
-    them from upright ones. (Of few images the loss falls nearly always, since there are more of them; a network that is
-    trained on all loses by it if there is an upright.) Quarter turns and any angle are not tried: in trainings of 8
-    epochs at 96 pixels on Flowers and Skin Cancer they brought nothing, or cost up to three points.
+    likewise: they harm where all of an image matters, as of a digit or of clothes, and few faces and lesions gain by
+    them. Few images may stand upside down: so that is done only where the loss falls, and where a linear layer cannot
+    tell them from upright ones. (Of few images the loss falls nearly always, since there are more of them; a network
+    that is trained on all loses by it if there is an upright.) Quarter turns and any angle are not tried: in trainings
+    of 8 epochs at 96 pixels on Flowers and Skin Cancer they brought nothing, or cost up to three points.
     """
     seen = {0: part.features(network, side, fit)}
     worth, plain = part.judge([seen[0]])
@@ -192,7 +201,7 @@ def _turn(part: Part, network: Backbone, side: int, fit: str) -> tuple[pd.DataFr
         if not row["taken"]:
             break
         flip = "horizontal" if name == "mirrored" else "both"
-    if sees_one_size(network.name):
+    if not cuts:
         return pd.DataFrame(rows), flip, False
     row = compare("cut-outs", [seen[0], *(part.features(network, side, fit, cut=cut + 1) for cut in range(CUTS))])
     row["taken"] = row["difference"] <= row["error"]

@@ -19,12 +19,14 @@ from fomo.networks.backbones import load_backbone
 from fomo.networks.bank import HeadBank
 from fomo.networks.classifier import Classifier
 from fomo.networks.heads import HEADS, LINEAR
+from fomo.training.logistic import fit_linear
 from fomo.training.loop import cross_entropy, make_optimizer
 
 LOOKED_AT = 64  # images that are opened and timed
 TIMED_SIDES = (64, 160)  # pixels; between and beyond them, time grows with the number of pixels
-TIMED_IMAGES = 16  # a step
+TIMED_IMAGES = {"cpu": 16, "cuda": 32}  # a step
 TIMED_STEPS = 3
+SOLVED = 200  # images of the logistic regression that is timed
 WARM_UP = {"cpu": 1, "cuda": 5}  # steps before these, which are slow
 
 
@@ -34,8 +36,9 @@ class Facts:
 
     Numbers of images (`train`, `test`), of `classes`, and of images in the `smallest` class; whether images have
     groups (`grouped`); the `side` (shorter, in pixels) and the `aspect` (longer over shorter side) of an image in the
-    median, and whether all are `grey`; images that are decoded a second (`decoded`); bytes of memory that are `free`
-    where networks are trained; and `speeds`: backbone, side, forward and train (images a second), the bytes that a
+    median, and whether all are `grey`; images that are decoded a second (`decoded`); how much longer a logistic
+    regression takes than it did where it was measured (`solver`); bytes of memory that are `free` where networks are
+    trained; and `speeds`: backbone, side, forward and train (images a second), the bytes that a
     training keeps of an image (`kept`), and the seconds of a step of the bank of all heads on its features (`bank`).
     """
 
@@ -48,6 +51,7 @@ class Facts:
     aspect: float
     grey: bool
     decoded: float
+    solver: float
     free: float
     speeds: pd.DataFrame
 
@@ -56,14 +60,19 @@ class Facts:
         timed."""
         of = self.speeds[self.speeds["backbone"] == backbone].sort_values("side")
         pixels, seconds = of["side"].to_numpy(float) ** 2, 1 / of[what].to_numpy()
-        slope = max((seconds[-1] - seconds[0]) / (pixels[-1] - pixels[0]), 0.0) if len(of) > 1 else 0.0
-        slope = slope or seconds[-1] / pixels[-1]
+        slope = seconds[-1] / pixels[-1]
+        if len(of) > 1:  # a GPU may take as long for small images
+            slope = max((seconds[-1] - seconds[0]) / (pixels[-1] - pixels[0]), 0.0)
         return float(1 / max(seconds[-1] + slope * (side**2 - pixels[-1]), seconds[0] / 10))
 
     def kept(self, backbone: str, side: int) -> float:
         """The bytes that a training keeps of an image of a side: they grow with its pixels."""
         row = self._largest(backbone)
         return float(row["kept"] * (side / row["side"]) ** 2)
+
+    def fitted(self, images: int) -> float:
+        """The seconds of a logistic regression on so many images."""
+        return self.solver * usual_fit(images, self.classes)
 
     def bank(self, backbone: str) -> float:
         """The seconds of a training step of the bank of all heads."""
@@ -101,9 +110,25 @@ def look(run: Run, dataset: Dataset, backbones: Iterable[str]) -> Facts:
         aspect=float(np.median(sizes.max(axis=1) / sizes.min(axis=1))),
         grey=all(grey for _, grey in seen),
         decoded=len(files) / seconds,
+        solver=_time_solver(len(dataset.classes)),
         free=_free(run),
         speeds=pd.DataFrame([row for name in backbones for row in time_network(run, name, len(dataset.classes))]),
     )
+
+
+def usual_fit(images: int, classes: int) -> float:
+    """The seconds of a logistic regression on 1280 features of so many images, on a core of an AMD EPYC."""
+    return 2e-3 * classes + 2e-6 * (100 + classes) * images
+
+
+def _time_solver(classes: int) -> float:
+    """How many times as long as there a logistic regression takes here."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(SOLVED) % classes
+    features = rng.normal(size=(classes, 1280))[labels] + rng.normal(scale=2.0, size=(SOLVED, 1280))
+    begun = time.perf_counter()
+    fit_linear(features.astype(np.float32), labels, classes, 0.1)
+    return (time.perf_counter() - begun) / usual_fit(SOLVED, classes)
 
 
 def _free(run: Run) -> float:
@@ -149,8 +174,8 @@ def _time_bank(run: Run, features: int, classes: int) -> float:
     """The seconds of a training step of the bank of all heads."""
     bank = HeadBank(HEADS, features, classes).to(run.device)
     optimizer = make_optimizer(bank, "adam", 1e-3, 0.0)
-    inputs = torch.rand(TIMED_IMAGES, features, device=run.device)
-    labels = torch.zeros(TIMED_IMAGES, dtype=torch.long, device=run.device)
+    inputs = torch.rand(32, features, device=run.device)
+    labels = torch.zeros(32, dtype=torch.long, device=run.device)
 
     def train() -> None:
         optimizer.zero_grad()
@@ -163,11 +188,12 @@ def _time_bank(run: Run, features: int, classes: int) -> float:
 def _time(run: Run, classifier: Classifier, side: int) -> dict:
     """Images a second of a network, forward and in training (augmentation included), and the bytes that a training step
     keeps of each image for its way back."""
-    pixels = np.random.default_rng(0).integers(0, 255, (TIMED_IMAGES, 3, side, side), dtype=np.uint8)
-    labels, generator = np.zeros(TIMED_IMAGES, dtype=int), torch.Generator().manual_seed(0)
+    count = TIMED_IMAGES.get(run.device.type, 16)
+    pixels = np.random.default_rng(0).integers(0, 255, (count, 3, side, side), dtype=np.uint8)
+    labels, generator = np.zeros(count, dtype=int), torch.Generator().manual_seed(0)
     options = {"rotation": 10.0, "zoom": 0.3, "generator": generator, "device": run.device}
-    part = (pixels, range(TIMED_IMAGES), labels, classifier.backbone.mean, classifier.backbone.std)
-    batches, plain = loader(ImageBatches(*part, **options), TIMED_IMAGES, generator), loader(ImageBatches(*part), 64)
+    part = (pixels, range(count), labels, classifier.backbone.mean, classifier.backbone.std)
+    batches, plain = loader(ImageBatches(*part, **options), count, generator), loader(ImageBatches(*part), 64)
     optimizer = make_optimizer(classifier, "adamw", 1e-3, 0.01)
 
     sizes = []
@@ -193,8 +219,8 @@ def _time(run: Run, classifier: Classifier, side: int) -> dict:
     inputs, _ = next(iter(plain))
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         classifier.train()(inputs.to(run.device))
-    kept = {"kept": sum(sizes) / TIMED_IMAGES}
-    return kept | {"train": TIMED_IMAGES / _median(run, train), "forward": TIMED_IMAGES / _median(run, forward)}
+    kept = {"kept": sum(sizes) / count}
+    return kept | {"train": count / _median(run, train), "forward": count / _median(run, forward)}
 
 
 def _median(run: Run, work) -> float:

@@ -2,6 +2,7 @@
 
 from fomo.config import Config
 from fomo.stages.facts import Facts
+from fomo.training.logistic import MOST, MOST_TO_CHOOSE
 
 # What a step takes besides the passes of the network, measured on two cores of an AMD EPYC; seconds.
 START = 1.5  # of each training: the network is built, its first steps are slow
@@ -32,7 +33,7 @@ def forecast(facts: Facts, config: Config) -> dict[str, float]:
         "preprocess": 1 + facts.train / facts.decoded,
         "probe": START
         + (facts.train + validation) / forward
-        + 3e-7 * min(facts.train, 20000) * (20 + facts.classes) * 8,
+        + 3 * facts.fitted(min(facts.train, MOST_TO_CHOOSE)) + facts.fitted(min(facts.train, MOST)),
         "finetune": config.first_epochs * epoch(facts, config) + START * (config.first_epochs > 0),
         "optimize_finetuning": config.trials * trial * pruned,
         "race": race(facts, config) if config.trials else 0.0,

@@ -16,8 +16,7 @@ ENOUGH_EPOCHS = 24  # from here on further networks bring more than further epoc
 SIDES = 4  # that the contest tries
 LEVEL, GAIN = 2.5, 0.6  # by trainings of 40 to 1700 steps on five data sets, whole ones and cuts of 160 to 1000 images
 FEW_EPOCHS = 5  # with fewer, an epoch is a part of the images
-TURNED_EPOCHS = 6  # from here on images are turned upside down, where the contest takes that: with fewer it costs more
-CUT_EPOCHS = 10  # likewise for cut-outs
+TURNED_EPOCHS = 6  # from here on images are turned upside down and cut out, where the contest takes that
 MEMORY = 0.5  # of what is free: what a batch may keep
 SMALLEST_BATCH = 4  # images: with fewer, batch statistics say nothing
 JUDGING = 0.1  # of the seconds: what the passes over the test images may take
@@ -48,7 +47,7 @@ def sides(facts: Facts, config: Config, seconds: float, contest: float) -> list[
     while True:
         places = np.linspace(0, len(affordable) - 1, min(SIDES, len(affordable))).round().astype(int)
         tried = [affordable[place] for place in places] or candidates[:1]
-        if len(tried) == 1 or FEWEST * cost(facts, config.backbone, tried) <= contest:
+        if len(tried) == 1 or cost(facts, [config.backbone], tried, 1, FEWEST) <= contest:
             return tried
         affordable.pop()
 
@@ -81,7 +80,7 @@ def make_plan(facts: Facts, contest: Contest, config: Config, seconds: float, as
             one = replace(one, **{"views": 1} | asked)
         if _epochs(facts, one, seconds) < TURNED_EPOCHS:
             one = replace(one, **{"flip": "none" if one.flip == "none" else "horizontal"} | asked)
-        if contest.cuts and _epochs(facts, one, seconds) >= CUT_EPOCHS:
+        elif contest.cuts:
             one = replace(one, **{"zoom": CUT_OUTS["zoom"], "train_scale": CUT_OUTS["scale"]} | asked)
         found.append((_promise(facts, one, row, _epochs(facts, one, seconds)), one, _fixed(facts, one)))
     fitting = [option for option in found if option[-1] <= seconds]

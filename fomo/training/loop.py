@@ -102,9 +102,9 @@ def fit(
     epoch but the last the mean training loss of that quarter, which is as honest as a validation loss, for these images
     are still new to the network; after each epoch but the last the validation loss.
 
-    `pace` is asked before each step for the number of steps in all, by (steps done, steps in all as it stands), and may
-    take some away, for time is short. The schedule is laid anew over what is left, so the learning rate still ends at
-    0. The last epoch may then be a part of one.
+    `pace` is asked before each step for the number of steps in all, by (steps done, steps in all as it stands): it may
+    take some away where time is short, and give them back. The schedule is laid anew over what is left, so the learning
+    rate still ends at 0. The last epoch may then be a part of one.
     """
     history, best, best_state, start = [], None, None, time.perf_counter()
     steps, step, progress = epochs * len(train), 0, 0.0

@@ -14,7 +14,16 @@ NAME = "tf_efficientnet_lite0"
 SPEEDS = pd.DataFrame(
     {"backbone": [NAME], "side": [64], "forward": [300.0], "train": [100.0], "kept": [1e6], "bank": [0.01]}
 )
-FACTS = {"classes": 2, "smallest": 40, "grouped": False, "side": 64, "grey": False, "decoded": 500.0, "free": 1e9}
+FACTS = {
+    "classes": 2,
+    "smallest": 40,
+    "grouped": False,
+    "side": 64,
+    "grey": False,
+    "decoded": 500.0,
+    "free": 1e9,
+    "solver": 1.0,
+}
 
 
 def arrows(label, rng):

@@ -30,7 +30,7 @@ FOUND = pd.DataFrame(
     fit="crop", macro_f1=lambda table: table["accuracy"], log_loss=lambda table: -np.log(table["accuracy"]), seconds=1.0
 )
 FACTS = {"test": 500, "classes": 10, "smallest": 60, "grouped": False, "side": 100, "aspect": 1.0, "grey": False}
-FACTS |= {"decoded": 400.0, "free": 8e9, "speeds": SPEEDS}
+FACTS |= {"decoded": 400.0, "free": 8e9, "solver": 1.0, "speeds": SPEEDS}
 CONTEST = Contest(FOUND, "crop", pd.DataFrame(), "horizontal", cuts=False)
 CONFIG = Config("photos", **PRESETS["auto"])
 SIZES = (300, 3000, 30_000)
@@ -99,7 +99,7 @@ def test_batches_fit_into_the_memory(free, batch):
 def test_few_steps_favour_the_side_of_the_best_probe():
     """A finetuning of few steps does not pass the probe, so that decides; small images are trained on more often."""
     better = replace(CONTEST, table=FOUND.assign(log_loss=[0.23, 0.225, 0.22, 2.0]))
-    assert planned(3, 20_000, contest=better)[1].image_size == 128
+    assert planned(3, 20_000, contest=better)[1].image_size > 64
     assert planned(10, 10_000, contest=better)[1].image_size == 64
 
 
@@ -172,3 +172,11 @@ def test_sides_that_a_short_contest_cannot_see_are_not_tried():
 def test_cut_outs_are_for_many_epochs(minutes, cuts, zoom):
     settings = planned(minutes, 10_000, contest=replace(CONTEST, cuts=cuts))[1]
     assert (settings.zoom, settings.train_scale) == (zoom, 0.85 if zoom else 1.0)
+
+
+def test_pace_between_and_beyond_the_sides_that_were_timed():
+    line = facts()
+    assert line.pace(SMALL, 64, "forward") == pytest.approx(900)
+    assert 1 / line.pace(SMALL, 256, "forward") == pytest.approx(1 / 300 + 4 * (1 / 300 - 1 / 900))
+    gpu = facts(speeds=SPEEDS.assign(train=[500.0, 600.0, 500.0, 600.0]))  # it is not busy with small images
+    assert {gpu.pace(SMALL, side, "train") for side in (64, 96, 128)} == {600.0}
