@@ -149,14 +149,18 @@ def prepare(name: str) -> str:
 
 
 def _draw(table: pd.DataFrame, task: Task, split: str, rng: np.random.Generator) -> pd.DataFrame:
-    """The images of a split that belong to a task, drawn at random."""
+    """The images of a split that belong to a task, drawn at random. Classes that are not equally frequent in train are
+    as frequent in test."""
     drawn = table.iloc[rng.permutation(len(table))]
     classes = task.classes or tuple(sorted(table["label"].unique()))
-    if split == "test":
+    if split == "test" and not isinstance(task.each, tuple):
         return drawn[drawn["label"].isin(classes)][: task.test]
     counts = task.each if isinstance(task.each, tuple) else [task.each] * len(classes)
-    parts = [drawn[drawn["label"] == label][:count] for label, count in zip(classes, counts, strict=True)]
-    return pd.concat(parts)
+    parts = [drawn[drawn["label"] == label] for label in classes]
+    if split == "test":
+        share = min(task.test / sum(counts), *(len(part) / count for part, count in zip(parts, counts, strict=True)))
+        counts = [round(share * count) for count in counts]
+    return pd.concat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
 
 def table(jobs: list[Job]) -> pd.DataFrame:

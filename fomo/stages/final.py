@@ -47,7 +47,7 @@ def compose(run: Run) -> Final:
     """The final model: of the searched head and one view, or, if `final` is validation, of what is best there.
 
     The views are those of least loss. Which heads are best is told by a paired test on the validation images
-    (`better`); of equals the simplest is taken, the probe before all. Then, if macro F1 is wanted, that adjustment is
+    (`better`); of equals the simplest is taken (`choose`). Then, if macro F1 is wanted, that adjustment is
     taken which gains more of it than it costs accuracy.
     """
     stage, members, data = open_stage(run, "11_final"), train_members(run), preprocess(run)
@@ -97,8 +97,10 @@ def make_model(
 
 
 def choose(judged: list[dict], config: Config) -> dict:
-    """The heads and views to take, of what `judge_options` says of each network: of each heads the views of least loss,
-    and of these the simplest, unless a later one is `better` than it."""
+    """The heads and views to take, of what `judge_options` says of each network: of each heads the views of least loss.
+    Of these the first, unless a later one is `better` than it. The finetuned network costs no more than the probe, and
+    few validation images cannot show what it gains: so it is taken where its loss is less, unless the probe is
+    `better`."""
     if config.final == "searched":
         return {"heads": "searched", "views": 1}
     together = {}
@@ -110,6 +112,9 @@ def choose(judged: list[dict], config: Config) -> dict:
         option = min((one for one in together if one[0] == name), key=lambda one: together[one][2].mean())
         if best is None or better(together[option], together[best], config.metric):
             best = option
+        elif (best[0], name) == ("probe", "finetuned"):
+            less = together[option][2].mean() < together[best][2].mean()
+            best = option if less and not better(together[best], together[option], config.metric) else best
     return {"heads": best[0], "views": best[1]}
 
 

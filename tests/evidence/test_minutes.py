@@ -36,6 +36,14 @@ def test_cut_has_so_many_images_of_each_class_and_is_drawn_once(folder, lights):
     assert load_dataset(minutes.prepare(lights)).fingerprint() == stamp
 
 
+def test_rare_class_of_a_cut_is_as_rare_in_test(folder, dataset, monkeypatch):
+    monkeypatch.setitem(minutes.TASKS, "rare", minutes.Task(str(dataset), classes=(0, 2), each=(2, 6)))
+    cut = load_dataset(minutes.prepare("rare"))
+    assert cut.train["label"].value_counts().to_dict() == {0: 2, 1: 6}
+    test = cut.test()["label"].value_counts()
+    assert test[1] == 3 * test[0] > 0
+
+
 def test_whole_data_set_is_read_where_it_is(folder, dataset, monkeypatch):
     monkeypatch.setitem(minutes.TASKS, "whole", minutes.Task(str(dataset)))
     assert minutes.prepare("whole") == str(dataset)

@@ -94,6 +94,7 @@ def told(right, wrong, loss):
 
 
 NOISE = np.random.default_rng(0).normal(scale=0.01, size=100)
+LESS = NOISE[::-1] - 1e-4
 
 
 @pytest.mark.parametrize(
@@ -129,6 +130,15 @@ def test_simplest_option_is_chosen_unless_a_later_one_is_better_on_all_networks_
     others = {option: weak for option in options if option[0] != "probe"}
     assert final.choose([dict.fromkeys(options, weak), others], config) == {"heads": "probe", "views": 1}
     assert final.choose([options], SimpleNamespace(final="searched")) == {"heads": "searched", "views": 1}
+
+
+def test_finetuned_network_of_less_loss_is_chosen_though_no_test_shows_it():
+    config = SimpleNamespace(final="validation", metric="accuracy")
+    weak, less, wrong = (told(right, 100 - right, loss) for right, loss in ((70, NOISE), (70, LESS), (50, LESS)))
+    assert not final.better(less, weak, "accuracy")
+    assert final.choose([{("probe", 1): weak, ("finetuned", 1): less}], config)["heads"] == "finetuned"
+    assert final.choose([{("probe", 1): less, ("finetuned", 1): weak}], config)["heads"] == "probe"
+    assert final.choose([{("probe", 1): weak, ("finetuned", 1): wrong}], config)["heads"] == "probe"
 
 
 @pytest.fixture
