@@ -52,7 +52,7 @@ class Config:
     label_smoothing: float = 0.0  # this share of each label is spread over all classes, in the training loss
     mixup: float = 0.0  # each image is mixed with another; the parameter of the Beta distribution of the share; 0: none
     averaging: float = 0.0  # decay a step of a moving average of the weights, which is what is kept; 0: none
-    keep: str = "loss"  # the epoch of a finetuning that is kept: that of the best validation loss, or accuracy
+    keep: str = "loss"  # the epoch of a finetuning that is kept: of the best validation loss, or accuracy, or the last
     trials: int = 30  # configurations that the first Bayesian optimisation tries; 0: no study, the first point is taken
     trial_epochs: int = 1  # what a configuration is judged by: its validation loss after so many epochs
     initial_trials: int = 14  # how many trials (of either study) are the initial design, before the surrogate leads
@@ -94,7 +94,7 @@ CHOICES = {
     "on_bad": ("raise", "skip"),
     "on_leak": ("warn", "drop"),
     "schedule": ("constant", "cosine"),
-    "keep": ("loss", "accuracy"),
+    "keep": ("loss", "accuracy", "last"),
     "selection": ("alpha", "alone"),
     "final": ("searched", "validation"),
 }
@@ -115,7 +115,7 @@ AUTO = {
     "schedule": "cosine",
     "label_smoothing": 0.1,
     "averaging": 0.99,
-    "keep": "accuracy",
+    "keep": "last",  # a few validation images cannot tell epochs apart, and the learning rate ends at 0
     "probe_start": True,
     "plain": True,
     "first_epochs": 0,

@@ -57,7 +57,7 @@ class Trained:
     @property
     def kept(self) -> pd.Series:
         """The row of `history` whose weights were kept."""
-        return self.history.loc[errors(self.history, self.keep).idxmin()]
+        return self.history.loc[best_epoch(self.history, self.keep)]
 
 
 def open_stage(run: Run, name: str, **inputs: str) -> Stage:
@@ -125,15 +125,17 @@ def new_study(run: Run, stage: Stage, space: dict, first: dict) -> Study:
 
 
 def outcome(history: pd.DataFrame, keep: str = "loss") -> dict:
-    """A trial's row in the table: its losses and accuracy at its best epoch, if any validation loss is finite; the
-    objective is the validation loss, or, if accuracy is what to `keep`, the error rate."""
+    """A trial's row in the table: its losses and accuracy at the epoch that is kept, if any validation loss is finite;
+    the objective is the validation loss, or, unless loss is what to `keep`, the error rate."""
     if not np.isfinite(history["validation_loss"]).any():
         return {"objective": math.inf}
-    best = errors(history, keep).idxmin()
-    names = ("train_loss", "validation_loss", "validation_accuracy")
-    return {"objective": float(errors(history, keep)[best])} | {name: float(history[name][best]) for name in names}
+    best = best_epoch(history, keep)
+    row = {name: float(history[name][best]) for name in ("train_loss", "validation_loss", "validation_accuracy")}
+    return {"objective": row["validation_loss"] if keep == "loss" else 1 - row["validation_accuracy"]} | row
 
 
-def errors(history: pd.DataFrame, keep: str) -> pd.Series:
-    """What the epoch to keep has the least of: the validation loss, or the share of validation images misclassified."""
-    return history["validation_loss"] if keep == "loss" else 1 - history["validation_accuracy"]
+def best_epoch(history: pd.DataFrame, keep: str) -> int:
+    """The place of the epoch that is kept: of least validation loss, of highest validation accuracy, or the last."""
+    if keep == "last":
+        return int(history.index[-1])
+    return int(history["validation_loss"].idxmin() if keep == "loss" else history["validation_accuracy"].idxmax())

@@ -159,7 +159,7 @@ def last_pace(run: Run, step: str, name: str) -> tuple[int, Callable[[int, int],
         each = epoch(facts, run.config) * SAFETY * run.clock.slowness
         free = left()
         fitting = free / each * (GENEROUS if free > LONG else 1.0)
-        return int(min(max(1, math.ceil(fitting - SHORT)), rules.ENOUGH_EPOCHS))
+        return int(min(max(1, math.ceil(fitting - SHORT)), rules.enough_epochs(facts, run.config)))
 
     number = run.clock.decide("epochs", epochs)
     return number, run.clock.pace(name, left, number * epoch(facts, run.config))

@@ -12,9 +12,9 @@ from fomo.stages.facts import Facts
 from fomo.stages.forecast import ORDER, SAFETY, around, epoch, forecast, member, race, train_pace
 
 # Rules.
-ENOUGH_EPOCHS = 24  # from here on further networks bring more than further epochs
+ENOUGH_EPOCHS, ENOUGH_STEPS = 24, 600  # from both on further networks bring more than further epochs
 SIDES = 4  # that the contest tries
-LEVEL, GAIN = 2.5, 0.6  # by trainings of 40 to 1700 steps on five data sets, whole ones and cuts of 160 to 1000 images
+LEVEL, GAIN = 2.0, 0.65  # by trainings of 40 to 1700 steps on five data sets, whole ones and cuts of 160 to 1000 images
 FEW_EPOCHS = 5  # with fewer, an epoch is a part of the images
 TURNED_EPOCHS = 6  # from here on images are turned upside down and cut out, where the contest takes that
 MEMORY = 0.5  # of what is free: what a batch may keep
@@ -105,6 +105,11 @@ def _epochs(facts: Facts, config: Config, seconds: float) -> float:
     return max(0.0, seconds - _fixed(facts, config) - SAFETY * around(facts, config)) / SAFETY / epoch(facts, config)
 
 
+def enough_epochs(facts: Facts, config: Config) -> int:
+    """The most epochs of a training: more of few images."""
+    return max(ENOUGH_EPOCHS, math.ceil(ENOUGH_STEPS * config.batch_size / facts.train))
+
+
 def _views(facts: Facts, config: Config, seconds: float) -> int:
     """The most views of an image whose passes over the test images take no more than `JUDGING` of the seconds."""
     each = facts.test / facts.pace(config.backbone, config.image_size, "forward")
@@ -118,7 +123,7 @@ def _promise(facts: Facts, config: Config, row, epochs: float) -> float:
     probe after `LEVEL` times as many steps as the root of the number of images, then gains quickly, and comes up to
     `GAIN` more in the end; shorter ones spoil what the network knows, and the probe is taken.
     """
-    steps = min(epochs, ENOUGH_EPOCHS) * facts.train / config.batch_size
+    steps = min(epochs, enough_epochs(facts, config)) * facts.train / config.batch_size
     loss = max(row.log_loss, 1e-3)
     odds = -loss - np.log(-np.expm1(-loss))  # of the geometric mean of the right class's probability
     return float(odds + GAIN * max(0.0, 1 - LEVEL * math.sqrt(facts.train) / max(steps, 1)))
@@ -127,7 +132,7 @@ def _promise(facts: Facts, config: Config, row, epochs: float) -> float:
 def _spend(facts: Facts, config: Config, seconds: float) -> dict:
     """The settings of training and searches for so many seconds."""
     each = SAFETY * epoch(facts, config)
-    search = min(SEARCH * seconds / (1 + SEARCH), SEARCH * ENOUGH_EPOCHS * each)
+    search = min(SEARCH * seconds / (1 + SEARCH), SEARCH * enough_epochs(facts, config) * each)
     settings = _search(facts, config, search if search >= LEAST_SEARCH else 0.0)
     spent = sum(forecast(facts, replace(config, **settings)).values()) - sum(forecast(facts, config).values())
     if seconds - spent - SAFETY * around(facts, config) < each:  # the training comes first
@@ -138,7 +143,7 @@ def _spend(facts: Facts, config: Config, seconds: float) -> dict:
         validated = facts.train * config.validation_share / facts.pace(config.backbone, config.image_size, "forward")
         images = int((rest / epochs / SAFETY - validated) * train_pace(facts, config, config.image_size))
         return settings | {"epochs": epochs, "epoch_images": max(images, 2 * config.batch_size)}
-    epochs = int(np.clip(rest / each, 1, ENOUGH_EPOCHS))
+    epochs = int(np.clip(rest / each, 1, enough_epochs(facts, config)))
     settings |= {"epochs": epochs}
     planned = replace(config, **settings)
     more = rest - epochs * each

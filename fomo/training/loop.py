@@ -80,8 +80,8 @@ def fit(
     pace: Callable[[int, int], int] | None = None,
     description: str = "training",
 ) -> pd.DataFrame:
-    """Trains `model` in place and leaves it at its epoch of lowest validation loss, or, if accuracy is what to `keep`,
-    of highest validation accuracy; returns its learning curves.
+    """Trains `model` in place and leaves it at the epoch to `keep`: that of lowest validation loss, of highest
+    validation accuracy, or the last; returns its learning curves.
 
     The table has the columns epoch (from 1), model, train_loss (mean over the epoch's batches, augmentation included),
     validation_loss and validation_accuracy; its `attrs` have the seconds that it took. A bank is several models in one
@@ -160,7 +160,7 @@ def fit(
             if train_loss.ndim == 0 and not np.isfinite(train_loss + validation_loss):
                 raise DivergedError(f"the loss is not finite in epoch {epoch}; a smaller learning rate may help")
             history += _rows(epoch, train_loss, validation_loss, accuracy)
-            error = validation_loss if keep == "loss" else 1 - accuracy
+            error = {"loss": validation_loss, "accuracy": 1 - accuracy, "last": np.full_like(accuracy, -epoch)}[keep]
             better = error < (np.inf if best is None else best)
             best_state = _keep(shown, best_state, better)
             best = error if best is None else np.fmin(best, error)

@@ -79,7 +79,7 @@ def test_network_of_any_kind_is_planned_and_run(dataset, backbone, tmp_path, mon
     """One that sees images of one size only, and two that see any."""
     monkeypatch.setenv("FOMO_RUNS", str(tmp_path))
     monkeypatch.setattr("fomo.stages.rules.MOST_MEMBERS", 1)
-    monkeypatch.setattr("fomo.stages.rules.ENOUGH_EPOCHS", 1)
+    monkeypatch.setattr("fomo.stages.rules.enough_epochs", lambda facts, config: 1)
     searches = {"trials": 2, "initial_trials": 1, "trial_share": 1.0, "darts_epochs": 0}
     run = fomo.Run(dataset, minutes=2, backbone=backbone, weights="random", bootstrap=50, **searches)
     assert "final" in fomo.evaluate(run).predictions

@@ -219,8 +219,8 @@ def test_smoothing_and_mixup_act_in_training_only(recipe):
     assert evaluate(plain, loaders[1], CPU)[0] == history["validation_loss"][0]
 
 
-@pytest.mark.parametrize(("keep", "epoch"), [("loss", 1), ("accuracy", 2)])
-def test_epoch_kept_is_the_best_by_loss_or_by_accuracy(monkeypatch, keep, epoch):
+@pytest.mark.parametrize(("keep", "epoch"), [("loss", 1), ("accuracy", 2), ("last", 3)])
+def test_epoch_kept_is_the_best_by_loss_or_by_accuracy_or_the_last(monkeypatch, keep, epoch):
     """Made up: the first epoch has the lowest loss, the second the highest accuracy; the last is no better."""
     seen, told = [], iter([(0.1, 0.5), (0.3, 0.9), (0.1, 0.9)])
 
