@@ -37,11 +37,11 @@ def test_cut_has_so_many_images_of_each_class_and_is_drawn_once(folder, lights):
 
 
 def test_rare_class_of_a_cut_is_as_rare_in_test(folder, dataset, monkeypatch):
-    monkeypatch.setitem(minutes.TASKS, "rare", minutes.Task(str(dataset), classes=(0, 2), each=(2, 6)))
+    monkeypatch.setitem(minutes.TASKS, "rare", minutes.Task(str(dataset), classes=(0, 2), each=(2, 4)))
     cut = load_dataset(minutes.prepare("rare"))
-    assert sorted(cut.train["label"].value_counts()) == [2, 6]
+    assert sorted(cut.train["label"].value_counts()) == [2, 4]
     rare, usual = sorted(cut.test()["label"].value_counts())
-    assert usual == 3 * rare
+    assert usual == 2 * rare
 
 
 def test_whole_data_set_is_read_where_it_is(folder, dataset, monkeypatch):
