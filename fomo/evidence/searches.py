@@ -29,9 +29,9 @@ from fomo.networks.heads import HEADS
 from fomo.stages.features import extract_features
 from fomo.stages.finetuning import FINETUNING_FIRST, FINETUNING_SPACE, finetuning_trial
 from fomo.stages.head_search import new_bank, search_head, train_alone
-from fomo.stages.metrics import log_loss
 from fomo.storage import read_table, write_table
 from fomo.study.study import Study
+from fomo.training.calibration import log_loss
 
 SEEDS = range(100, 116)  # the study's constants were chosen with seeds 0 to 23
 

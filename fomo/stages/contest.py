@@ -18,6 +18,7 @@ from fomo.networks.backbones import Backbone, load_backbone
 from fomo.networks.classifier import view
 from fomo.stages import metrics
 from fomo.stages.facts import Facts
+from fomo.training import calibration
 from fomo.training.logistic import fit_linear, score
 
 STRENGTH = 0.1  # scikit-learn's C: of all fits of the contest, so that they differ in the features only
@@ -94,7 +95,7 @@ class Part:
             with torch.inference_mode():
                 logits = layer(torch.from_numpy(features[0][judged])).double().numpy()
             labels.append(self.labels[judged])
-            losses.append(metrics.losses(labels[-1], logits / metrics.fit_temperature(labels[-1], logits)))
+            losses.append(calibration.losses(labels[-1], logits / calibration.fit_temperature(labels[-1], logits)))
             named.append(logits.argmax(1))
         loss = np.concatenate(losses)
         confusion = metrics.confusion(np.concatenate(labels), np.concatenate(named), list(range(self.classes)))

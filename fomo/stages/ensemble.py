@@ -46,8 +46,10 @@ def train_members(run: Run) -> list[Member]:
         open_stage(run, "11_final")  # if it is of another number of networks, that is said before they are trained
     stage, searched = open_stage(run, "10_ensemble"), train_head(run)
     members = [Member(finetune_best(run).model, searched.model if searched else None, preprocess(run))]
+    bar = probe(run).strengths["accuracy"].iloc[0]
+    pays = bool(finetune_best(run).kept["validation_accuracy"] >= bar)
     for number in count(2):
-        if not another(run, number):
+        if not another(run, number, pays=pays):
             break
         own, weights = copy(run), stage.path(f"weights_{number}.pt")
         own.config = replace(run.config, seed=run.config.seed + SEEDS * (number - 1))

@@ -23,6 +23,7 @@ from fomo.stages.preprocessing import image_loader, preprocess, read_pixels
 from fomo.stages.probing import probe
 from fomo.stages.racing import finetune_best
 from fomo.storage import new_array
+from fomo.training import calibration
 
 MODEL = "model.safetensors"  # the best model of a run, in its folder
 
@@ -154,7 +155,7 @@ def _calibration(labels: np.ndarray, logits: dict[str, np.ndarray]) -> pd.DataFr
     rows = [
         {
             "probabilities": name,
-            "loss": metrics.log_loss(labels, one),
+            "loss": calibration.log_loss(labels, one),
             "calibration_error": metrics.calibration_error(labels, one),
         }
         for name, one in logits.items()

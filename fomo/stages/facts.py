@@ -182,7 +182,7 @@ def _time_bank(run: Run, features: int, classes: int) -> float:
         cross_entropy(bank(inputs), labels).sum().backward()
         optimizer.step()
 
-    return _median(run, train)
+    return _fastest(run, train)
 
 
 def _time(run: Run, classifier: Classifier, side: int) -> dict:
@@ -220,11 +220,11 @@ def _time(run: Run, classifier: Classifier, side: int) -> dict:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         classifier.train()(inputs.to(run.device))
     kept = {"kept": sum(sizes) / count}
-    return kept | {"train": count / _median(run, train), "forward": count / _median(run, forward)}
+    return kept | {"train": count / _fastest(run, train), "forward": count / _fastest(run, forward)}
 
 
-def _median(run: Run, work) -> float:
-    """The seconds that `work` takes once it is warm, in the median."""
+def _fastest(run: Run, work) -> float:
+    """The seconds that `work` takes once it is warm, at best: others may disturb it."""
     seconds, warm_up = [], WARM_UP.get(run.device.type, 5)
     for _ in range(warm_up + TIMED_STEPS):
         begun = time.perf_counter()
@@ -232,4 +232,4 @@ def _median(run: Run, work) -> float:
         if run.device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - begun)
-    return float(np.median(seconds[warm_up:]))
+    return min(seconds[warm_up:])

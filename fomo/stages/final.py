@@ -21,6 +21,7 @@ from fomo.stages.head_search import search_head
 from fomo.stages.preprocessing import Preprocessed, image_loader, preprocess
 from fomo.stages.probing import probe
 from fomo.storage import read_json, write_json
+from fomo.training import calibration
 
 HEADS = ("probe", "finetuned", "searched", "both")  # from the simplest on: the network as it comes with a linear
 # layer; the finetuned one with its own linear layer; with the searched and tuned head; the mean of the last two
@@ -199,7 +200,7 @@ def judge_options(run: Run, member: Member, *, first: bool) -> tuple[pd.DataFram
                 logits = network.judge([seen[source, number] for number in views]).double().cpu().numpy()
             option, values = {"heads": name, "views": len(views)}, judge(labels, logits)
             scaled = logits / values["temperature"]
-            worth[name, len(views)] = labels, scaled.argmax(1), metrics.losses(labels, scaled)
+            worth[name, len(views)] = labels, scaled.argmax(1), calibration.losses(labels, scaled)
             for adjustment in ADJUSTMENTS:
                 named = (scaled - adjustment * shares).argmax(1)
                 table.append(option | {"adjustment": adjustment} | values | score(labels, named, len(shares)))
@@ -228,10 +229,10 @@ class Seen(nn.Module):
 
 def judge(labels: np.ndarray, logits: np.ndarray) -> dict:
     """What the probabilities of an option are worth on validation, calibrated there."""
-    temperature = metrics.fit_temperature(labels, logits)
+    temperature = calibration.fit_temperature(labels, logits)
     return {
         "temperature": temperature,
-        "validation_loss": metrics.log_loss(labels, logits / temperature),
+        "validation_loss": calibration.log_loss(labels, logits / temperature),
         "calibration_error_before": metrics.calibration_error(labels, logits),
         "calibration_error": metrics.calibration_error(labels, logits / temperature),
     }

@@ -4,8 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax, softmax
+from scipy.special import softmax
 from sklearn.dummy import DummyClassifier
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
@@ -108,23 +107,6 @@ def paired_gain(labels: np.ndarray, named: np.ndarray, others: np.ndarray, metri
         abs(gain(np.where(swap, second, first), np.where(swap, first, second))) >= abs(found) - 1e-12 for swap in swaps
     ]
     return found, (sum(reached) + 1) / (PERMUTATIONS + 1)
-
-
-def losses(labels: np.ndarray, logits: np.ndarray) -> np.ndarray:
-    """The negative log-likelihood of each label (images) under softmax(logits), logits (images, classes)."""
-    return -log_softmax(logits, axis=1)[np.arange(len(labels)), labels]
-
-
-def log_loss(labels: np.ndarray, logits: np.ndarray) -> float:
-    """The mean negative log-likelihood of the labels (images) under softmax(logits), logits (images, classes)."""
-    return float(losses(labels, logits).mean())
-
-
-def fit_temperature(labels: np.ndarray, logits: np.ndarray) -> float:
-    """The number that logits (images, classes) are divided by to be least surprised by the labels: temperature scaling
-    (Guo et al., arXiv:1706.04599). Above 1: the model was too sure. It changes no prediction."""
-    loss = lambda log_t: log_loss(labels, logits / np.exp(log_t))  # noqa: E731
-    return float(np.exp(minimize_scalar(loss, bounds=(-3.0, 3.0), method="bounded").x))
 
 
 def calibration_error(labels: np.ndarray, logits: np.ndarray) -> float:

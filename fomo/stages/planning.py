@@ -15,7 +15,7 @@ from fomo.stages.facts import Facts, look
 from fomo.stages.forecast import ORDER, SAFETY, epoch, forecast, member
 from fomo.storage import read_json, read_table, write_json
 
-CONTEST = 0.06  # of the minutes: what the contest may take
+CONTEST, WIDE = 0.06, 0.1  # of the minutes: what the contest may take, and, with the fewest images, all its sides
 LATE = 1.25  # times what was planned for it: so long may a search take
 GENEROUS, LONG = 1.5, 30.0  # times the epochs that fit, in a training of more seconds than that
 SHORT = 0.2  # of an epoch: so short a last one is not begun
@@ -67,7 +67,7 @@ def _make(run: Run, stage: Stage) -> None:
     names = list(dict.fromkeys(facts.speeds["backbone"]))
     sides = [asked.image_size]
     if "image_size" not in run.asked:
-        sides = rules.sides(facts, asked, run.clock.left, CONTEST * seconds)
+        sides = rules.sides(facts, asked, run.clock.left, WIDE * seconds)
     found = contest(run, dataset, facts, names, sides, CONTEST * seconds, stage.folder)
     planned = rules.make_plan(facts, found, asked, run.clock.left, run.asked)
     plain = {name: value for name, value in asdict(facts).items() if name != "speeds"}
@@ -165,9 +165,9 @@ def last_pace(run: Run, step: str, name: str) -> tuple[int, Callable[[int, int],
     return number, run.clock.pace(name, left, number * epoch(facts, run.config))
 
 
-def another(run: Run, number: int) -> bool:
+def another(run: Run, number: int, *, pays: bool) -> bool:
     """Whether the network of this number (2, 3, ...) is trained: by the settings, or, in a run with minutes, while
-    there is time for `LEAST` of its training."""
+    there is time for `LEAST` of its training, if the first one `pays` (it is as good as the probe)."""
     if not run.clock.limited:
         return run.clock.decisions.get(f"network {number}", number <= run.config.members)
 
@@ -176,6 +176,6 @@ def another(run: Run, number: int) -> bool:
         facts, later = load_facts(run), ("compose", "evaluate", "pages")
         seconds, each = forecast(facts, own), member(facts, own)
         left = run.clock.left - _at_pace(run, {name: seconds[name] for name in later})
-        return number <= rules.MOST_MEMBERS and left > LEAST * each * run.clock.slowness
+        return pays and number <= rules.MOST_MEMBERS and left > LEAST * each * run.clock.slowness
 
     return run.clock.decide(f"network {number}", fits)

@@ -14,14 +14,14 @@ from fomo.networks.inference import store_features
 from fomo.stages.common import open_stage, seeded, step
 from fomo.stages.preprocessing import Preprocessed, image_loader, preprocess
 from fomo.storage import load_state, save_state
-from fomo.training.logistic import choose_strength, fit_linear
+from fomo.training.logistic import choose_strength, fit_linear, temper
 
 
 @dataclass(frozen=True)
 class Probe:
     """The `backbone` as it comes, its `features` of all images (a row each, as their pixels have), the linear `head`
-    that a logistic regression makes of those of train, and its `strengths`: a row for each C, the best first by the
-    run's metric on validation (C, macro_f1, accuracy, log_loss)."""
+    that a logistic regression makes of those of train, calibrated on validation, and its `strengths`: a row for each C,
+    that of least loss on validation first (C, temperature, macro_f1, accuracy, log_loss)."""
 
     backbone: Backbone
     head: nn.Sequential
@@ -35,8 +35,9 @@ class Probe:
     def head_for(self, data: Preprocessed) -> nn.Sequential:
         """The head that the train part of another division of the images makes."""
         _, rows, labels = data.part("train")
-        strength, classes = self.strengths["C"].iloc[0], len(data.dataset.classes)
-        return nn.Sequential(fit_linear(self.features[rows], labels, classes, strength))
+        best = self.strengths.iloc[0]
+        layer = fit_linear(self.features[rows], labels, len(data.dataset.classes), best["C"])
+        return nn.Sequential(temper(layer, best["temperature"]))
 
 
 @step("2_probe")
@@ -53,8 +54,10 @@ def probe(run: Run) -> Probe:
             store_features(backbone, batches, stage.path("features.npy"), run.device, "probe")
         parts, features = [data.part(name)[1:] for name in ("train", "validation")], stage.array("features")
         train, validation = ((features[rows], labels) for rows, labels in parts)
-        table = choose_strength(train, validation, len(data.dataset.classes), run.config.metric, seed=run.config.seed)
-        head = fit_linear(*train, len(data.dataset.classes), table["C"].iloc[0], seed=run.config.seed)
+        classes, seed = len(data.dataset.classes), run.config.seed
+        table = choose_strength(train, validation, classes, seed=seed)
+        head = fit_linear(*train, classes, table["C"].iloc[0], seed=seed)
+        head = temper(head, table["temperature"].iloc[0])
         stage.save_table("strengths", table)
         save_state(stage.path("head.pt"), nn.Sequential(head).state_dict())
         stage.finish()

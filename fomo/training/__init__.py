@@ -1,7 +1,7 @@
 """What trains: the training loop, DARTS, and many heads at once.
 
 loop (any network), darts (supernet and alphas), bank_training with bank_optimizer (the heads of a bank side by side),
-halving (the better half goes on). Knows networks and data.
+halving (the better half goes on), logistic (the probe's head), calibration. Knows networks and data.
 """
 
 import lazy_loader

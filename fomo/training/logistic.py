@@ -11,6 +11,8 @@ from sklearn.metrics import f1_score
 from threadpoolctl import threadpool_limits
 from torch import nn
 
+from fomo.training.calibration import fit_temperature
+
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # scikit-learn's C, on scaled features: less of it, smaller weights
 MOST = 20_000  # images of a fit: with more of them a linear layer gains nothing, and the fit takes minutes
 MOST_TO_CHOOSE = 5_000  # images of each fit that only helps to choose C
@@ -30,23 +32,32 @@ def fit_linear(features: np.ndarray, labels: np.ndarray, classes: int, strength:
 
 
 def choose_strength(
-    train: tuple[np.ndarray, np.ndarray],
-    validation: tuple[np.ndarray, np.ndarray],
-    classes: int,
-    metric: str,
-    *,
-    seed: int = 0,
+    train: tuple[np.ndarray, np.ndarray], validation: tuple[np.ndarray, np.ndarray], classes: int, *, seed: int = 0
 ) -> pd.DataFrame:
-    """A row for each of `STRENGTHS`, the best first by `metric` (macro_f1, accuracy or log_loss) on validation: C,
-    macro_f1, accuracy, log_loss. `train` and `validation` are (features (images, features), labels (images))."""
+    """A row for each of `STRENGTHS`, that of least loss on validation first: C, temperature, macro_f1, accuracy,
+    log_loss. `train` and `validation` are (features (images, features), labels (images)).
+
+    The loss is that of the logits divided by the temperature. It tells strengths apart by fewer images than what is
+    right and wrong, and not only by how sure of themselves they are.
+    """
     features, labels = train
     rows = _some(len(labels), MOST_TO_CHOOSE, seed)
     model, (scaled, *scale), table = LogisticRegression(max_iter=100, warm_start=True), _scale(features[rows]), []
     for strength in STRENGTHS:  # each fit begins where the one before it ended
         layer = _layer(_fit(model.set_params(C=strength), scaled, labels[rows]), *scale, classes)
-        table.append({"C": strength} | score(layer, *validation))
-    best = pd.DataFrame(table)
-    return best.sort_values([metric, "log_loss"], ascending=[metric == "log_loss", True], ignore_index=True)
+        with torch.inference_mode():
+            logits = layer(torch.from_numpy(np.array(validation[0]))).double().numpy()
+        temperature = fit_temperature(np.array(validation[1]), logits)
+        table.append({"C": strength, "temperature": temperature} | score(temper(layer, temperature), *validation))
+    return pd.DataFrame(table).sort_values("log_loss", kind="stable", ignore_index=True)
+
+
+def temper(layer: nn.Linear, temperature: float) -> nn.Linear:
+    """The layer, in place, with its logits divided by the temperature."""
+    with torch.no_grad():
+        layer.weight /= temperature
+        layer.bias /= temperature
+    return layer
 
 
 @torch.inference_mode()

@@ -11,9 +11,9 @@ import toys
 import fomo
 from fomo.networks.inference import predict
 from fomo.stages import final
-from fomo.stages.metrics import log_loss
 from fomo.stages.preprocessing import image_loader
 from fomo.storage import write_json
+from fomo.training.calibration import log_loss
 
 
 def options_of(run):

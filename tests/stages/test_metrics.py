@@ -20,6 +20,7 @@ from fomo.stages.metrics import (
     per_class,
     predict_majority,
 )
+from fomo.training import calibration
 
 CLASSES = ["a", "b", "c", "d"]
 
@@ -172,7 +173,7 @@ def sure_of_itself(count, temperature, seed=0):
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
 def test_temperature_is_found_again_and_calibrates(temperature):
     labels, logits = sure_of_itself(20_000, temperature)
-    found = metrics.fit_temperature(labels, logits)
+    found = calibration.fit_temperature(labels, logits)
     assert found == pytest.approx(temperature, rel=0.05)
     assert metrics.calibration_error(labels, logits / found) < 0.015
     assert temperature == 1.0 or metrics.calibration_error(labels, logits) > 0.05
@@ -180,7 +181,7 @@ def test_temperature_is_found_again_and_calibrates(temperature):
 
 def test_log_loss_is_that_of_scikit_learn():
     labels, logits = sure_of_itself(200, 1.0)
-    assert metrics.log_loss(labels, logits) == pytest.approx(log_loss(labels, softmax(logits, axis=1)))
+    assert calibration.log_loss(labels, logits) == pytest.approx(log_loss(labels, softmax(logits, axis=1)))
 
 
 def test_calibration_error_is_the_gap_between_confidence_and_accuracy():

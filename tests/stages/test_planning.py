@@ -6,7 +6,9 @@ import pytest
 
 import fomo
 from fomo.config import UserError
+from fomo.stages import rules
 from fomo.stages.common import STAGES
+from fomo.stages.planning import another
 
 TINY = {"backbone": "test_efficientnet", "weights": "random", "image_size": 32, "batch_size": 4, "epochs": 2}
 TINY |= {"trials": 2, "initial_trials": 1, "trial_share": 1.0, "darts_epochs": 1, "head_seeds": 1, "head_trials": 2}
@@ -37,9 +39,12 @@ def test_settings_asked_for_are_kept_by_the_plan(limited):
     assert {name: getattr(limited.config, name) for name in TINY} == TINY
 
 
-def test_time_that_is_left_makes_a_further_network(limited):
-    assert limited.clock.decisions["network 2"]
-    assert not limited.clock.decisions["network 3"]
+def test_time_that_is_left_makes_a_further_network_if_the_first_is_as_good_as_the_probe(limited):
+    pays = fomo.finetune_best(limited).kept["validation_accuracy"] >= fomo.probe(limited).strengths["accuracy"].iloc[0]
+    assert limited.clock.decisions["network 2"] == pays
+    assert another(limited, 4, pays=True)
+    assert not another(limited, 5, pays=False)
+    assert not another(limited, rules.MOST_MEMBERS + 1, pays=True)
 
 
 def test_finished_run_with_minutes_is_read_and_not_planned_anew(limited, monkeypatch):
