@@ -1,9 +1,10 @@
-# Every target makes the virtual environment by itself, once. torch's threads sleep while they wait (OMP_WAIT_POLICY):
+# Every target makes the virtual environment by itself, once. torch's threads soon sleep while they wait (OMP_WAIT_POLICY):
 # spinning ones slow each other down 5 to 10 times on shared cores.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export OMP_WAIT_POLICY := PASSIVE
+export GOMP_SPINCOUNT := 1000
 # Progress bars that nobody watches (a log, CI) say something every half minute only.
 export TQDM_MININTERVAL := $(shell [ -t 2 ] && echo 0.1 || echo 30)
 

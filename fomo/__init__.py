@@ -6,7 +6,7 @@ are imported when they are first used, so `import fomo` takes no time.
 Importing fomo changes three things in its process. FOMO_KEEP_MALLOC=1 leaves the allocator alone; an OMP_WAIT_POLICY
 that is already set stays.
 
-- torch's threads sleep while they wait (OMP_WAIT_POLICY=PASSIVE).
+- torch's threads wait for a moment and then sleep (OMP_WAIT_POLICY=PASSIVE, GOMP_SPINCOUNT=1000).
 - Freed memory is kept for the next step and not handed back to the system, and all threads share one arena (mallopt).
 - A warning of a notebook package, "IProgress not found", is not shown.
 """
@@ -19,9 +19,11 @@ import warnings
 import lazy_loader
 
 # torch's OpenMP threads spin while they wait; beside one other busy process that makes training 5 to 10 times slower.
-# The OpenMP runtime reads the variable once, when torch is imported.
+# If they sleep at once, a step on two idle cores takes a third longer than if they wait some microseconds.
+# The OpenMP runtime reads the variables once, when torch is imported.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     if "torch" in sys.modules:
         warnings.warn(
             "torch was imported before fomo, so its threads spin while they wait, which is slow on shared cores; "

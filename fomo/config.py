@@ -140,7 +140,7 @@ PRESETS = {
         "minutes": 0.0,
         "image_size": 64,
         "batch_size": 32,
-        "epochs": 4,
+        "epochs": 5,
         "first_epochs": 1,
         "trials": 8,
         "initial_trials": 4,

@@ -109,9 +109,10 @@ def test_public_names_are_documented():
 
 def test_importing_torch_first_warns_that_its_threads_spin(monkeypatch):
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
     with pytest.warns(UserWarning, match="torch was imported before fomo"):
         importlib.reload(fomo)
-    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert (os.environ["OMP_WAIT_POLICY"], os.environ["GOMP_SPINCOUNT"]) == ("PASSIVE", "1000")
 
 
 def test_wait_policy_that_is_set_stays(monkeypatch):

@@ -1,6 +1,8 @@
 """The networks that turn an image into features: by name, in four stages that can be fixed."""
 
 from collections.abc import Iterable
+from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 
 import pandas as pd
@@ -106,11 +108,20 @@ def load_backbone(name: str, weights: str, image_size: int) -> Backbone:
     if weights == "random":
         return _build(name, image_size)
     path = Path(weights).expanduser() if weights != "imagenet" else imagenet_weights(name)
+    stamp = path.stat().st_mtime_ns if path.exists() else 0
+    return deepcopy(_read(name, path, image_size, stamp, packaged=name in OFFLINE and weights == "imagenet"))
+
+
+@lru_cache(maxsize=2)
+def _read(name: str, path: Path, image_size: int, stamp: int, *, packaged: bool) -> Backbone:
+    """The backbone with the weights of a file, read once: each stage asks for it several times. (`stamp`: a file that
+    has changed is another one.) Draws no random numbers."""
     state = read_weights(path)
-    if name in OFFLINE and weights == "imagenet":
+    if packaged:
         state = rename_packaged(name, state, path)
     try:
-        return _build(name, image_size, state)
+        with torch.random.fork_rng(devices=[]):
+            return _build(name, image_size, state)
     except (RuntimeError, KeyError) as error:
         raise UserError(f"weights {path} do not fit backbone '{name}' ({str(error)[:300]})") from error
 
