@@ -173,11 +173,14 @@ def _search(facts: Facts, config: Config, seconds: float) -> dict:
             if race(facts, replace(config, **settings)) <= SHARES["race"] * seconds:
                 break
         else:  # what a study finds has to win a race
-            settings = {"trials": 0, "darts_epochs": 0, "head_trials": 0}
-    for seeds, trials, images in ((3, 30, 4000), (3, 10, 2000), (2, 10, 1000), (1, 10, 1000), (1, 0, 1000)):
+            settings["trials"] = 0
+    heads, left = ((3, 30, 4000), (3, 10, 2000), (2, 10, 1000), (1, 10, 1000), (1, 0, 1000)), SHARES["head"] * seconds
+    if not settings["trials"]:  # a small search takes the place of the study
+        heads, left = heads[-2:], seconds
+    for seeds, trials, images in heads:
         head = {"darts_epochs": 8, "head_seeds": seeds, "head_trials": trials, "head_images": images}
         cost = forecast(facts, replace(config, **head))
-        if sum(cost[name] for name in ("extract_features", *HEAD)) <= SHARES["head"] * seconds:
+        if sum(cost[name] for name in ("extract_features", *HEAD)) <= left:
             settings |= head
             break
     return settings
