@@ -1,5 +1,5 @@
-# Every target makes the virtual environment by itself, once. torch's threads soon sleep while they wait (OMP_WAIT_POLICY):
-# spinning ones slow each other down 5 to 10 times on shared cores.
+# Every target makes the virtual environment by itself, once. torch's threads soon sleep while they wait: spinning ones
+# slow each other down 5 to 10 times on shared cores (fomo/__init__.py).
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

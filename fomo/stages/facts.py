@@ -72,7 +72,7 @@ class Facts:
 
     def fitted(self, images: int) -> float:
         """The seconds of a logistic regression on so many images."""
-        return self.solver * usual_fit(images, self.classes)
+        return self.solver * _usual_fit(images, self.classes)
 
     def bank(self, backbone: str) -> float:
         """The seconds of a training step of the bank of all heads."""
@@ -116,7 +116,7 @@ def look(run: Run, dataset: Dataset, backbones: Iterable[str]) -> Facts:
     )
 
 
-def usual_fit(images: int, classes: int) -> float:
+def _usual_fit(images: int, classes: int) -> float:
     """The seconds of a logistic regression on 1280 features of so many images, on a core of an AMD EPYC."""
     return 2e-3 * classes + 2e-6 * (100 + classes) * images
 
@@ -128,7 +128,7 @@ def _time_solver(classes: int) -> float:
     features = rng.normal(size=(classes, 1280))[labels] + rng.normal(scale=2.0, size=(SOLVED, 1280))
     begun = time.perf_counter()
     fit_linear(features.astype(np.float32), labels, classes, 0.1)
-    return (time.perf_counter() - begun) / usual_fit(SOLVED, classes)
+    return (time.perf_counter() - begun) / _usual_fit(SOLVED, classes)
 
 
 def _free(run: Run) -> float:

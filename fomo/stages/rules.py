@@ -179,8 +179,8 @@ def _search(facts: Facts, config: Config, seconds: float) -> dict:
         heads, left = heads[-2:], seconds
     for seeds, trials, images in heads:
         head = {"darts_epochs": 8, "head_seeds": seeds, "head_trials": trials, "head_images": images}
-        cost = forecast(facts, replace(config, **head))
-        if sum(cost[name] for name in ("extract_features", *HEAD)) <= left:
+        planned = forecast(facts, replace(config, **head))
+        if sum(planned[name] for name in ("extract_features", *HEAD)) <= left:
             settings |= head
             break
     return settings
