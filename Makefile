@@ -28,7 +28,7 @@ ifneq ($(strip $(UNKNOWN)),)
 $(error unknown variable $(strip $(UNKNOWN)); choose from $(VARIABLES))
 endif
 
-.PHONY: help report results inspect test bench evidence notebooks lab clean
+.PHONY: help report results inspect networks test bench evidence notebooks lab clean
 
 help:  ## this list
 	@echo "fomo: finetune, optimise, search"
@@ -52,6 +52,9 @@ test: $(VENV)/installed  ## style, unit tests, and all notebooks against their s
 
 inspect: $(VENV)/installed  ## what is in a data set, and what is wrong with it; make inspect DATASET=path/to/folder
 	@$(BIN)/python -m fomo inspect "$(DATASET)"
+
+networks: $(VENV)/installed  ## downloads three networks that plans then try, too; once, with the internet
+	@$(BIN)/python -m fomo networks
 
 bench: $(VENV)/installed  ## what each way saves, beside doing without, and a figure: under an hour
 	@$(BIN)/python -m fomo bench --dataset "$(DATASET)"

@@ -43,6 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument(
         "--image-size", type=int, default=128, help="in pixels, of the loading and the feature extraction"
     )
+    commands.add_parser("networks", help="downloads networks that plans then try, too; once, 235 MB")
     commands.add_parser("evidence", help="what the searches are worth, with many seeds; hours")
     given, begun = parser.parse_args(arguments), time.perf_counter()
     for stream in (sys.stdout, sys.stderr):  # a file's name may be no text at all
@@ -58,6 +59,11 @@ def main(arguments: list[str] | None = None) -> int:
             from fomo.evidence import bench_table
 
             print(bench_table.gather(given.dataset, given.image_size))
+        elif given.command == "networks":
+            from fomo.networks.weights import ONLINE, imagenet_weights
+
+            for name in ONLINE:
+                print(f"{name}: {imagenet_weights(name)}", flush=True)
         elif given.command == "evidence":
             print(_evidence())
         elif given.command == "results":

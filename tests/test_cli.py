@@ -4,12 +4,14 @@ import subprocess
 
 import nbformat
 import pytest
+import timm
 import toys
 
 import fomo
 from fomo import results
 from fomo.__main__ import main
 from fomo.config import PRESETS, ROOT
+from fomo.networks.weights import ONLINE
 from fomo.pages import check_parameters
 from fomo.report import NOTEBOOKS
 from fomo.stages.finetuning import FINETUNING_FIRST
@@ -57,6 +59,17 @@ def refusal(capsys, *arguments) -> str:
     assert "Traceback" not in bars
     assert len(message.split("\n")[:-1]) == 1
     return message
+
+
+def test_networks_are_fetched_and_named(monkeypatch, capsys):
+    monkeypatch.setattr("fomo.networks.weights.imagenet_weights", lambda name: f"cache/{name}")
+    assert main(["networks"]) == 0
+    assert capsys.readouterr().out.splitlines() == [f"{name}: cache/{name}" for name in ONLINE]
+
+
+@pytest.mark.parametrize("name", ONLINE)
+def test_networks_that_are_fetched_are_known_to_timm_and_free(name):
+    assert timm.models.get_pretrained_cfg(name).license == "apache-2.0"
 
 
 def make(*arguments) -> subprocess.CompletedProcess:

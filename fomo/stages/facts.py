@@ -28,6 +28,7 @@ TIMED_IMAGES = {"cpu": 16, "cuda": 32}  # a step
 TIMED_STEPS = 3
 SOLVED = 200  # images of the logistic regression that is timed
 WARM_UP = {"cpu": 1, "cuda": 5}  # steps before these, which are slow
+TIMING = 0.02  # of the minutes: once the timing has taken so much, no further network is timed
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def look(run: Run, dataset: Dataset, backbones: Iterable[str]) -> Facts:
         decoded=len(files) / seconds,
         solver=_time_solver(len(dataset.classes)),
         free=_free(run),
-        speeds=pd.DataFrame([row for name in backbones for row in time_network(run, name, len(dataset.classes))]),
+        speeds=time_networks(run, backbones, len(dataset.classes)),
     )
 
 
@@ -147,6 +148,15 @@ def _look(dataset: Dataset, file: str) -> tuple[tuple[int, int], bool] | None:
         return found
     except Exception:  # what is wrong with it is said when it is decoded
         return None
+
+
+def time_networks(run: Run, names: Iterable[str], classes: int) -> pd.DataFrame:
+    """`Facts.speeds` of networks: of the first, and of as many more as there is time for."""
+    begun, rows = time.perf_counter(), []
+    for name in names:
+        if not rows or time.perf_counter() - begun < TIMING * 60 * run.config.minutes:
+            rows += time_network(run, name, classes)
+    return pd.DataFrame(rows)
 
 
 def time_network(run: Run, name: str, classes: int) -> list[dict]:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from fomo.artifacts import Run, Stage
 from fomo.data.datasets import load_dataset
-from fomo.networks.weights import OFFLINE, available, weights_fingerprint
+from fomo.networks.weights import OFFLINE, ONLINE, available, weights_fingerprint
 from fomo.stages import rules
 from fomo.stages.contest import Contest, contest
 from fomo.stages.facts import Facts, look
@@ -62,12 +62,12 @@ def _stage(run: Run) -> Stage:
 def _make(run: Run, stage: Stage) -> None:
     """Makes the plan and stores it."""
     dataset, asked = load_dataset(run.config.dataset), run.before
-    facts = look(run, dataset, _backbones(run))
+    facts = look(run, dataset, looked_at(run))
     seconds = 60 * asked.minutes
-    names = list(dict.fromkeys(facts.speeds["backbone"]))
     sides = [asked.image_size]
     if "image_size" not in run.asked:
         sides = rules.sides(facts, asked, run.clock.left, WIDE * seconds)
+    names = rules.networks(facts, sides, CONTEST * seconds)
     found = contest(run, dataset, facts, names, sides, CONTEST * seconds, stage.folder)
     planned = rules.make_plan(facts, found, asked, run.clock.left, run.asked)
     plain = {name: value for name, value in asdict(facts).items() if name != "speeds"}
@@ -79,11 +79,11 @@ def _make(run: Run, stage: Stage) -> None:
     run.clock.keep("settings", {name: value for name, value in settings.items() if name != "minutes"})
 
 
-def _backbones(run: Run) -> list[str]:
-    """The networks to try: the one asked for, or all whose weights are at hand; with few minutes, the first."""
+def looked_at(run: Run) -> list[str]:
+    """The networks to look at: the one asked for, or all whose weights are at hand; with few minutes, the first."""
     if "backbone" in run.asked or "weights" in run.asked or run.config.minutes < SEVERAL:
         return [run.config.backbone]
-    return [name for name in OFFLINE if available(name)] or [run.config.backbone]
+    return [name for name in OFFLINE + ONLINE if available(name)] or [run.config.backbone]
 
 
 def load_facts(run: Run) -> Facts | None:

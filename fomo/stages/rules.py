@@ -52,6 +52,15 @@ def sides(facts: Facts, config: Config, seconds: float, contest: float) -> list[
         affordable.pop()
 
 
+def networks(facts: Facts, sides: list[int], contest: float) -> list[str]:
+    """The networks that a `contest` of so many seconds can compare on twice `FEWEST` images: all that were timed, or
+    without the last ones, which take longest."""
+    names = list(dict.fromkeys(facts.speeds["backbone"]))
+    while len(names) > 1 and cost(facts, names, sides, 1, 2 * FEWEST) > contest:
+        names.pop()
+    return names
+
+
 def validation_share(facts: Facts) -> float:
     """A fifth of few images, down to a twentieth of many: some hundred are needed to choose by, and more bring little,
     while the training misses them."""

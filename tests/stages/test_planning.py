@@ -1,14 +1,16 @@
 """A run with minutes from end to end, and the same run again by its stored plan."""
 
 import filecmp
+import time
 
 import pytest
 
 import fomo
 from fomo.config import UserError
-from fomo.stages import rules
+from fomo.networks.weights import OFFLINE, ONLINE
+from fomo.stages import facts, rules
 from fomo.stages.common import STAGES
-from fomo.stages.planning import another
+from fomo.stages.planning import another, looked_at
 
 TINY = {"backbone": "test_efficientnet", "weights": "random", "image_size": 32, "batch_size": 4, "epochs": 2}
 TINY |= {"trials": 2, "initial_trials": 1, "trial_share": 1.0, "darts_epochs": 1, "head_seeds": 1, "head_trials": 2}
@@ -66,6 +68,25 @@ def test_run_by_a_stored_plan_ends_with_the_same_metrics(limited):
             limited.folder / name, again.folder / name, set(tables) - timed, shallow=False
         )
         assert not different + missing, name
+
+
+@pytest.mark.parametrize(("minutes", "asked", "names"), [
+    (60, {}, [*OFFLINE, ONLINE[1]]), (5, {}, [OFFLINE[0]]), (60, {"backbone": "test_vit"}, ["test_vit"]),
+])  # fmt: skip
+def test_all_networks_whose_weights_are_at_hand_are_looked_at(dataset, monkeypatch, minutes, asked, names):
+    monkeypatch.setattr("fomo.stages.planning.available", lambda name: name in (*OFFLINE, ONLINE[1]))
+    assert looked_at(fomo.Run(dataset, minutes=minutes, **asked)) == names
+
+
+@pytest.mark.parametrize(("minutes", "timed"), [(60, ["a", "b"]), (0.001, ["a"])])
+def test_no_further_network_is_timed_once_that_has_taken_its_time(dataset, monkeypatch, minutes, timed):
+    def time_network(run, name, classes):
+        time.sleep(0.005)
+        return [{"backbone": name}]
+
+    monkeypatch.setattr(facts, "time_network", time_network)
+    table = facts.time_networks(fomo.Run(dataset, minutes=minutes), ["a", "b"], 2)
+    assert table["backbone"].tolist() == timed
 
 
 def test_minutes_go_with_a_plan_only(dataset):

@@ -10,7 +10,7 @@ import pytest
 from fomo.config import PRESETS, Config, UserError
 from fomo.stages.contest import Contest
 from fomo.stages.facts import Facts
-from fomo.stages.rules import SEARCH, forecast, make_plan, sides
+from fomo.stages.rules import SEARCH, forecast, make_plan, networks, sides
 
 SMALL, LARGE = "tf_efficientnet_lite0", "resnet34"
 SPEEDS = pd.DataFrame(
@@ -146,6 +146,12 @@ def test_network_of_a_better_contest_is_taken():
     better = FOUND.assign(log_loss=[0.7, 0.7, 0.7, 0.1])
     assert planned(60, contest=replace(CONTEST, table=better))[1].backbone == LARGE
     assert planned(60)[1].backbone == SMALL
+
+
+def test_networks_that_a_short_contest_cannot_see_are_not_tried():
+    assert networks(facts(), [64, 128], 60) == [SMALL, LARGE]
+    assert networks(facts(), [64, 128], 8) == [SMALL]
+    assert networks(facts(), [64, 128], 0.1) == [SMALL]
 
 
 def test_name_of_the_data_set_does_not_matter():
