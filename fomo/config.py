@@ -15,9 +15,9 @@ class UserError(ValueError):
     """Something that the person who called can mend; its text says what was given, what is allowed, and what to do."""
 
 
-def some(items: list[str]) -> str:
-    """The first three of `items`, and how many more there are."""
-    return ", ".join(items[:3]) + (f" and {len(items) - 3} more" if len(items) > 3 else "")
+def some(items: list[str], count: int = 3) -> str:
+    """The first `count` of `items`, and how many more there are."""
+    return ", ".join(items[:count]) + (f" and {len(items) - count} more" if len(items) > count else "")
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,8 @@ class Config:
     batch_size: int = 64  # images a step
     epoch_images: int = 0  # so many train images, drawn anew, are an epoch of a finetuning; 0: all
     on_bad: str = "raise"  # images that cannot be read: raise, or skip (the run goes on without them, and says so)
+    on_rare: str = "refuse"  # classes of fewer than two train images: refuse, or drop (the run goes on without them)
+    columns: str = ""  # of a table, which name the images and the classes, as file:label; "": found by looking
     on_leak: str = "warn"  # train images that are in test too (same bytes, same group): warn, or drop from training
 
     probe_start: bool = False  # finetuning starts from the probe's linear layer, not from a random one
@@ -93,6 +95,7 @@ CHOICES = {
     "flip": ("none", "horizontal", "both"),
     "on_bad": ("raise", "skip"),
     "on_leak": ("warn", "drop"),
+    "on_rare": ("refuse", "drop"),
     "schedule": ("constant", "cosine"),
     "keep": ("loss", "accuracy", "last"),
     "selection": ("alpha", "alone"),

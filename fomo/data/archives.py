@@ -1,15 +1,19 @@
-"""Archives of data sets: fetched with resume, checked against their md5, unpacked without trusting what is in them."""
+"""Archives of data sets: fetched with resume, checked against their md5, unpacked without trust in what they hold."""
 
 import gzip
 import hashlib
+import lzma
 import os
 import shutil
+import stat
 import sys
 import tarfile
 import time
+import zipfile
 import zlib
+from collections.abc import Iterator
 from http.client import HTTPException
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
@@ -24,6 +28,8 @@ MD5 = {  # of the archives at ADDRESS
     "flowers": "31ff68dec06e95997aa4d77cd1eb5744",
     "skin_cancer": "cf807a5c6c29ea1d97e660abb3be88ad",
 }
+KINDS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")  # of archives that are unpacked
+REFUSED = (".7z", ".rar")
 ATTEMPTS = 5  # at a download that breaks off; each goes on where the last one stopped
 MAX_FILES = 1_000_000
 
@@ -114,7 +120,7 @@ def _md5(path: Path) -> str:
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpacks `archive` to `folder`, whole or not at all.
+    """Unpacks `archive` (of `KINDS`) to `folder`, whole or not at all.
 
     Raises `UserError` for a damaged archive, and for one that holds a path outside of it, a link, a device, or far more
     than images compress to; then nothing is left behind.
@@ -123,26 +129,43 @@ def unpack(archive: Path, folder: Path) -> None:
     temporary = folder.with_name(f".{folder.name}.unpacking")
     shutil.rmtree(temporary, ignore_errors=True)  # what a killed run has left
     temporary.mkdir(parents=True)
-    size = 0
+    size, extract = 0, _extract_zip if archive.name.lower().endswith(".zip") else _extract_tar
     try:
-        with (
-            tarfile.open(archive, "r:gz") as tar,
-            tqdm(desc=f"unpacking {archive.name}", unit="file", leave=False) as bar,
-        ):
-            for number, member in enumerate(tar, start=1):
-                size += member.size
-                if not (member.isfile() or member.isdir()):
-                    raise UserError(f"{archive} holds '{member.name}', which is neither a file nor a folder; refused")
-                if member.name.startswith("/") or ".." in Path(member.name).parts:
-                    raise UserError(f"{archive} holds '{member.name}', which lies outside of it; refused")
+        with tqdm(desc=f"unpacking {archive.name}", unit="file", leave=False) as bar:
+            for number, (name, length, plain) in enumerate(extract(archive, temporary, limit), start=1):
+                size += length
+                if not plain:
+                    raise UserError(f"{archive} holds '{name[:200]}', which is neither a file nor a folder; refused")
+                if name.startswith(("/", "\\")) or ".." in PureWindowsPath(name).parts:
+                    raise UserError(f"{archive} holds '{name[:200]}', which lies outside of it; refused")
                 if size > limit or number > MAX_FILES:
                     raise UserError(f"{archive} unpacks to over {limit} bytes or {MAX_FILES} files; refused")
-                tar.extract(member, temporary, filter="data")
                 bar.update()
-            while size < limit and (rest := tar.fileobj.read(1 << 20)):  # tarfile stops in silence at a damaged header;
-                size += len(rest)  # the checksum at the end of the stream does not
         os.replace(temporary, folder)
-    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise UserError(f"{archive} cannot be unpacked ({error}); fetch it anew") from error
+    except (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, ValueError, EOFError) as error:
+        raise UserError(f"{archive} cannot be unpacked ({str(error)[:200]}); fetch it anew") from error
+    except (gzip.BadGzipFile, RuntimeError, NotImplementedError) as error:  # encrypted, or packed in a rare way
+        raise UserError(f"{archive} cannot be unpacked ({str(error)[:200]}); fetch it anew, or unpack it") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _extract_tar(archive: Path, folder: Path, limit: int) -> Iterator[tuple[str, int, bool]]:
+    """Yields (name, bytes, whether it is a file or folder) of each member, and extracts it if nobody objects."""
+    with tarfile.open(archive, "r:*") as tar:
+        size = 0
+        for member in tar:
+            yield member.name, member.size, member.isfile() or member.isdir()
+            tar.extract(member, folder, filter="data")
+            size += member.size
+        while size < limit and (rest := tar.fileobj.read(1 << 20)):  # tarfile stops in silence at a damaged header; the
+            size += len(rest)  # checksum at the end of the stream does not
+
+
+def _extract_zip(archive: Path, folder: Path, limit: int) -> Iterator[tuple[str, int, bool]]:
+    """As `_extract_tar`; what a member claims to be long, it may not exceed."""
+    with zipfile.ZipFile(archive) as packed:
+        for member in packed.infolist():
+            kind = stat.S_IFMT(member.external_attr >> 16)
+            yield member.filename, member.file_size, kind in (0, stat.S_IFREG, stat.S_IFDIR)
+            packed.extract(member, folder)

@@ -5,21 +5,24 @@ data/README.md describes the layouts. Whatever the layout, a `Dataset` is two ta
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from fomo.config import DATASETS, ROOT, UserError, some
-from fomo.data.archives import obtain, unpack
+from fomo.config import DATASETS, ROOT, Config, UserError, runs_folder, some
+from fomo.data.archives import KINDS, REFUSED, obtain, unpack
 from fomo.data.division import divide
+from fomo.data.folders import HOW, Listing, NoClassesError, list_class_folders, split_of, tables
+from fomo.data.names import ordered, tidy
 from fomo.data.sources import Folder, IdxFiles
-from fomo.data.tables import HIDDEN, check_files, groups_of, read_classes, read_csv, read_split
+from fomo.data.tables import HIDDEN, first_line, list_tables, read_classes, read_split
+from fomo.data.tree import Tree
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 TEST_SHARE = 0.2  # of a data set without a test split; cut with seed 0 whatever the run's, so that runs compare
+FEWEST = 2  # train images of a class: one to train on and one to validate on
 FASHION_FILES = (  # where Debian's package and torchvision put the original files
     Path("/usr/share/datasets/fashion-mnist"),
     ROOT / "data" / "FashionMNIST" / "raw",
@@ -31,8 +34,9 @@ FASHION_CLASSES = [
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set: its class names, its train table (file, label, and group where images belong together), and `notes`,
-    what there is to say about how it was read."""
+    """A data set: its class names, its train table (file, label, maybe group: images that belong together, and
+    validation: whether an image is for that, where it is given), `left_out` (file, reason), and `notes`, what there is
+    to say about how it was read."""
 
     name: str
     source: Folder | IdxFiles
@@ -40,6 +44,7 @@ class Dataset:
     train: pd.DataFrame
     read_test: Callable[[], pd.DataFrame]
     notes: tuple[str, ...] = ()
+    left_out: pd.DataFrame = field(default_factory=lambda: pd.DataFrame({"file": [], "reason": []}, dtype=str))
 
     def test(self) -> pd.DataFrame:
         """The test table (file, label, maybe group); labels are -1 where they are hidden. Read in the evaluation, and
@@ -53,10 +58,17 @@ class Dataset:
         return hashlib.sha256("\n".join([text, *self.classes]).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
-def load_dataset(name: str) -> Dataset:
-    """The data set called `name`, or the one at the path `name`: a folder, or a table (csv) of paths and labels.
+def dataset_of(config: Config) -> Dataset:
+    """The data set of a run."""
+    return load_dataset(config.dataset, config.columns, config.on_rare)
 
-    Raises `UserError` where it is missing, or where a table holds what cannot be.
+
+def load_dataset(name: str, columns: str = "", on_rare: str = "refuse") -> Dataset:
+    """The data set called `name`, or the one at the path `name`: a folder, an archive of one, or a table of paths and
+    labels, whose `columns` (file:label) are found by looking unless they are given. Classes of fewer than `FEWEST`
+    train images are refused, or, with `on_rare` drop, left out.
+
+    Raises `UserError` where it is missing, where a table holds what cannot be, and where it is not clear what is meant.
     """
     if name == "fashion" and not (ROOT / "data" / "fashion").exists():
         for folder in FASHION_FILES:
@@ -71,119 +83,146 @@ def load_dataset(name: str) -> Dataset:
         path = Path(name).expanduser().resolve()
     if not path.exists():
         raise UserError(f"unknown data set '{name}'; choose from {', '.join(DATASETS)}, or give a folder or a table")
-    if path.is_file():
-        return _checked(_from_table(path))
-    if any((path / entry).exists() for entry in ("train.csv", "test.csv", "images_train")):
-        return _checked(_from_archive_layout(name, path))
-    return _checked(_from_class_folders(path))
+    if path.is_file() and path.suffix.lower() in REFUSED:
+        raise UserError(f"{path} is packed in a way that is not read; unpack it and give the folder, or a .zip")
+    if path.is_file() and path.name.lower().endswith(KINDS):
+        path = _unpacked(path, runs_folder(name) / "unpacked")
+    if path.is_dir() and _is_archive_layout(path):
+        dataset = _from_archive_layout(name, path)
+    else:
+        tree = Tree(path if path.is_dir() else path.parent)
+        listing = _list(tree, columns) if path.is_dir() else list_tables(tree, [path.name], columns)
+        dataset = _with_splits(str(path), Folder(tree.folder), listing)
+    return _without_rare(dataset, on_rare)
 
 
-def _checked(dataset: Dataset) -> Dataset:
-    check_classes(dataset.name, dataset.classes, dataset.train["label"])
-    return dataset
+def _unpacked(archive: Path, folder: Path) -> Path:
+    """The folder that an archive is unpacked to, once for each of its versions."""
+    stat = archive.stat()
+    version = folder / hashlib.sha256(f"{stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:6]
+    if not version.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        unpack(archive, version)
+    return version
 
 
-def check_classes(name: str, classes: list[str], labels: pd.Series) -> None:
-    """Raises `UserError` unless every class has images to train on and to validate on."""
-    if len(classes) < 2:
-        raise UserError(f"{name} has the one class '{classes[0]}'; a classifier needs at least 2")
-    for label, count in enumerate(np.bincount(labels, minlength=len(classes))):
-        if count < 2:
-            raise UserError(
-                f"class {label} ('{classes[label]}') has {count} train images in {name}; every class needs at least 2, "
-                "one to train on and one to validate on: add images or take the class out"
-            )
+def _is_archive_layout(folder: Path) -> bool:
+    """Whether a folder has the layout of the report's data sets, or a part of it."""
+    beside = [folder / name for name in ("train.csv", "test.csv", "classes.txt") if (folder / name).exists()]
+    known = beside and (folder / "images_train").is_dir()
+    return bool(known or any("image_file_name" in first_line(path) for path in beside))
+
+
+def _list(tree: Tree, columns: str) -> Listing:
+    """The images of a folder: by its folders, or by the tables in it where those name no classes, or where `columns`
+    say that they are to be used."""
+    found = tables(tree)
+    named = [name for name in found if split_of(Path(name).stem)] or found
+    if columns and named:
+        return list_tables(tree, named, columns)
+    try:
+        return list_class_folders(tree)
+    except NoClassesError as error:
+        if not named or (len(named) > 1 and not split_of(named[0])):
+            raise
+        try:
+            return list_tables(tree, named, columns)
+        except UserError as other:
+            raise UserError(f"{error}; {other}") from other
 
 
 def _from_archive_layout(name: str, folder: Path) -> Dataset:
     """train.csv, test.csv (image_file_name, label), images_train/, images_test/, maybe classes.txt."""
     classes = read_classes(folder / "classes.txt")
     train = read_split(folder, "train", classes)
-    classes = classes or [str(label) for label in range(train["label"].max() + 1)]
+    if not classes:  # the labels are the names
+        numbers = sorted(set(train["label"]))
+        train = train.assign(label=train["label"].map({label: place for place, label in enumerate(numbers)}))
+        classes = [str(label) for label in numbers]
     return Dataset(name, Folder(folder), classes, train, lambda: read_split(folder, "test", classes))
 
 
-def _from_table(path: Path) -> Dataset:
-    """A csv with the columns path (relative to it) and label (any text), maybe split (train, test) and group."""
-    table = read_csv(path, {"path", "label"}).rename(columns={"path": "file"})
-    empty = table["label"] == ""
-    if empty.any():
-        raise UserError(f"{path} has no label in line {table.index[empty][0] + 2}; give it one, or take the line out")
-    check_files(str(path), table["file"])
-    if "group" in table:
-        table["group"] = groups_of(table["group"], table["file"])
-    return _with_splits(str(path), path.parent, table, [])
-
-
-def _from_class_folders(folder: Path) -> Dataset:
-    """folder/class/*, or folder/train/class/* and folder/test/class/* (or folder/test/*, whose labels are hidden)."""
-    splits = {entry.name.lower(): entry for entry in _folders(folder)}
-    parts = {name: splits[name] for name in ("train", "test") if name in splits} or {"": folder}
-    if set(parts) == {"test"}:
-        raise UserError(f"{folder} has test/ but no train/; data/README.md describes the layouts")
-    rows, other = [], [] if "" in parts else [f"{name}/" for name in splits if name not in parts]
-    for split, part in parts.items():
-        loose = [file.relative_to(folder).as_posix() for file in _images(part) if not file.is_dir()]
-        if split == "test" and not any(_images(label) for label in _folders(part)):
-            rows += [{"file": name, "label": "", "split": split} for name in loose]  # their labels are hidden
-        else:
-            other += loose
-        for label in _folders(part):
-            if not any(label.iterdir()):
-                other.append(f"{label.relative_to(folder).as_posix()}/ (empty)")
-            images = set(_images(label))
-            for file in sorted(_shown(label)):
-                name = file.relative_to(folder).as_posix()
-                if file in images:
-                    rows.append({"file": name, "label": label.name, "split": split})
-                else:
-                    other.append(name)
-    if not rows:
-        raise UserError(
-            f"{folder} has neither train.csv nor sub-folders with images ({', '.join(SUFFIXES)}), one for each class; "
-            "data/README.md describes the layouts"
-        )
-    table = pd.DataFrame(rows)
-    if "" in parts:
-        table = table.drop(columns="split")
-    notes = [f"left alone, for these are no images by their names or places: {some(other)}"] if other else []
-    return _with_splits(str(folder), folder, table, notes)
-
-
-def _images(folder: Path) -> list[Path]:
-    """What is an image in `folder`, by its name."""
-    return sorted(entry for entry in _shown(folder) if entry.suffix.lower() in SUFFIXES)
-
-
-def _folders(folder: Path) -> list[Path]:
-    return sorted(entry for entry in _shown(folder) if entry.is_dir())
-
-
-def _shown(folder: Path) -> list[Path]:
-    return [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
-
-
-def _with_splits(name: str, folder: Path, table: pd.DataFrame, notes: list[str]) -> Dataset:
-    """A `Dataset` from a table of file, label (text), maybe split and group; a test split is cut if there is none."""
-    if "split" not in table or (table["split"] == "train").all():
+def _with_splits(name: str, source: Folder, listing: Listing) -> Dataset:
+    """A `Dataset` from a listing; a test split is cut if there is none."""
+    table, notes = listing.table.assign(label=tidy(listing.table["label"])), list(listing.notes)
+    given = set(table["split"])
+    if "" in given and len(given) > 1:
+        raise UserError(f"{name} names the split of some images only: give it for all, or for none")
+    if "test" not in given and "validation" in given:
+        table["split"] = table["split"].replace("validation", "test")
+        notes.append("there is no test split; the validation images are taken for it")
+    elif "test" not in given:
         parts = divide(table, TEST_SHARE, seed=0)
-        table = table.assign(split=parts.map({True: "test", False: "train"}))
-        notes = [*notes, f"there is no test split; one image in {1 / TEST_SHARE:.0f} was cut off as one, stratified"]
-    unknown = set(table["split"]) - {"train", "test"}
-    if unknown:
-        raise UserError(f"{name} has the split {some(sorted(map(repr, unknown)))}; splits are train and test")
-    parts = {split: rows.drop(columns="split") for split, rows in table.groupby("split")}
-    if len(parts) < 2:
-        raise UserError(f"{name} has a split {next(iter(parts))} but not the other; give both, or none")
-    classes = sorted(set(parts["train"]["label"]))
-    hidden = {"": HIDDEN} if (parts["test"]["label"] == "").all() else {}
-    foreign = sorted(set(parts["test"]["label"]) - set(classes) - set(hidden))
+        table["split"] = parts.map({True: "test", False: "train"})
+        notes.append(f"there is no test split; one image in {1 / TEST_SHARE:.0f} was cut off as one, stratified")
+    if "train" not in set(table["split"]):
+        raise UserError(f"{name} has a test split, but no train split; give both, or none; {HOW}")
+    learned, test = table[table["split"] != "test"], table[table["split"] == "test"]
+    classes = ordered(name, learned["label"])
+    hidden = {"": HIDDEN} if (test["label"] == "").all() else {}
+    foreign = sorted(set(test["label"]) - set(classes) - set(hidden))
     if foreign:
-        raise UserError(f"{name} has test images of {some(foreign)}, but no train images of it")
+        raise UserError(
+            f"{name} has test images of {some([label or 'no class' for label in foreign])}, but no train images of it"
+        )
     numbers = {label: number for number, label in enumerate(classes)} | hidden
     columns = [column for column in ("file", "label", "group") if column in table]
-    train, test = (
-        part.assign(label=part["label"].map(numbers).astype(np.int64))[columns].reset_index(drop=True)
-        for part in (parts["train"], parts["test"])
+    train = learned[columns].assign(label=learned["label"].map(numbers).astype(np.int64))
+    if (learned["split"] == "validation").any():
+        train["validation"] = learned["split"] == "validation"
+    test = test[columns].assign(label=test["label"].map(numbers).astype(np.int64)).reset_index(drop=True)
+    return Dataset(name, source, classes, train.reset_index(drop=True), lambda: test, tuple(notes), listing.left_out)
+
+
+def _without_rare(dataset: Dataset, on_rare: str) -> Dataset:
+    """The data set, if every class has enough train images; otherwise without those that have not, where `on_rare` is
+    drop."""
+    rare = rare_classes(dataset.classes, dataset.train["label"])
+    if len(rare) and on_rare == "drop":
+        dataset = without(dataset, [dataset.classes.index(name) for name in rare])
+    check_classes(dataset.name, dataset.classes, dataset.train["label"])
+    return dataset
+
+
+def rare_classes(classes: list[str], labels: pd.Series) -> dict[str, int]:
+    """The train images of each class that has fewer than `FEWEST`."""
+    counts = dict(zip(classes, np.bincount(labels, minlength=len(classes)).tolist(), strict=True))
+    return {name: count for name, count in counts.items() if count < FEWEST}
+
+
+def without(dataset: Dataset, labels: list[int]) -> Dataset:
+    """The data set without the classes of these labels, whose images are left out of train and test."""
+    if not labels:
+        return dataset
+    kept = [number for number in range(len(dataset.classes)) if number not in labels]
+    numbers = {label: place for place, label in enumerate(kept)} | {HIDDEN: HIDDEN}
+
+    def rest(table: pd.DataFrame) -> pd.DataFrame:
+        table = table[table["label"].isin(numbers)].reset_index(drop=True)
+        return table.assign(label=table["label"].map(numbers).astype(np.int64))
+
+    tables = pd.concat([dataset.train, dataset.test()])
+    dropped = tables[~tables["label"].isin(numbers)][["file"]].assign(reason="its class has too few train images")
+    names = some([f"'{dataset.classes[label]}'" for label in labels])
+    note = f"left out: {len(dropped)} images of {names}, for such a class has fewer than {FEWEST} train images"
+    return Dataset(
+        dataset.name,
+        dataset.source,
+        [dataset.classes[label] for label in kept],
+        rest(dataset.train),
+        lambda: rest(dataset.test()),
+        (*dataset.notes, note),
+        pd.concat([dataset.left_out, dropped], ignore_index=True),
     )
-    return Dataset(name, Folder(folder), classes, train, lambda: test, tuple(notes))
+
+
+def check_classes(name: str, classes: list[str], labels: pd.Series) -> None:
+    """Raises `UserError` unless every class has images to train on and to validate on."""
+    if len(classes) < 2:
+        raise UserError(f"{name} has the one class '{classes[0]}'; a classifier needs at least 2")
+    rare = [f"'{one}' ({count})" for one, count in rare_classes(classes, labels).items()]
+    if rare:
+        raise UserError(
+            f"{name} has fewer than {FEWEST} train images of {some(rare, 20)}; every class needs one to train on and "
+            "one to validate on: add images, take it out, or leave such classes out by ON_RARE=drop (on_rare='drop')"
+        )

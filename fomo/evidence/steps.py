@@ -5,7 +5,6 @@ import math
 from collections.abc import Iterable
 from itertools import product
 
-import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
@@ -18,7 +17,7 @@ from fomo.stages.contest import CUT_OUTS
 from fomo.stages.finetuning import PLAIN, fit_images, untrained
 from fomo.stages.metrics import METRICS, confusion, scores
 from fomo.stages.planning import plan
-from fomo.stages.preprocessing import Preprocessed, image_loader, preprocess, read_pixels
+from fomo.stages.preprocessing import Preprocessed, image_loader, preprocess, test_images
 from fomo.stages.probing import probe
 from fomo.storage import read_table, write_table
 
@@ -64,10 +63,8 @@ def train(dataset: str, steps: int, *, cuts: bool) -> dict:
 
 def _tested(run: Run, data: Preprocessed, classifier: Classifier) -> dict:
     """What a classifier is worth on the test images."""
-    test, path = data.dataset.test(), run.folder / "test.npy"
-    left_out = read_pixels(run, data.dataset, test["file"], path)
-    kept = ~test["file"].isin(left_out["file"]).to_numpy()
-    part = np.load(path, mmap_mode="r"), np.flatnonzero(kept), test["label"].to_numpy()[kept]
+    seen = test_images(run, data.dataset)
+    part = seen.pixels, seen.rows, data.dataset.test()["label"].to_numpy()[seen.rows]
     logits, labels = predict(classifier.eval(), image_loader(run, part, classifier.backbone), run.device)
     counts = confusion(labels.numpy(), logits.argmax(1).numpy(), data.dataset.classes).to_numpy()
     worth = dict(zip(METRICS, scores(counts).tolist(), strict=True))

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from fomo.artifacts import Run, Stage
-from fomo.data.datasets import load_dataset
+from fomo.data.datasets import dataset_of
 from fomo.networks.weights import weights_fingerprint
 from fomo.stages.planning import settle
 from fomo.storage import load_state, read_json, save_state
@@ -28,9 +28,11 @@ HEAD_SEARCH = (
     *("head_images", "darts_epochs", "weight_lr", "alpha_lr", "head_seeds"),
     *("alone_epochs", "alone_lr", "selection", "keep_linear"),
 )
+DATA = ("on_bad", "on_leak", "on_rare", "columns")
 # The folder of each stage: the stage that it follows, and the settings that it adds to those of all stages before it.
 STAGES = {
-    "1_preprocessing": (None, ("image_size", "fit", "crop", "validation_share", "seed", "on_bad", "on_leak")),
+    "1_preprocessing": (None, ("image_size", "fit", "crop", "validation_share", "seed", *DATA)),
+    "1_test_images": ("1_preprocessing", ()),
     "2_probe": ("1_preprocessing", ("backbone", "weights", "metric")),
     "3_finetuning": ("2_probe", (*FINETUNING, "keep", "first_epochs")),
     "4_bayesian_optimization": ("2_probe", (*FINETUNING, *TRIALS)),
@@ -65,7 +67,7 @@ def open_stage(run: Run, name: str, **inputs: str) -> Stage:
     weights file that they name, and to further `inputs`. A run with minutes has its plan by then."""
     settle(run)
     if not run.inputs:
-        run.inputs["data"] = load_dataset(run.config.dataset).fingerprint()
+        run.inputs["data"] = dataset_of(run.config).fingerprint()
         run.inputs["weights_file"] = weights_fingerprint(run.config.weights)
     settings, before = {}, name
     while before:

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from fomo.artifacts import Run, Stage
-from fomo.config import UserError
 from fomo.data.tables import HIDDEN
 from fomo.networks.backbones import Backbone
 from fomo.networks.classifier import Network, average
@@ -19,7 +18,7 @@ from fomo.stages.common import open_stage, step
 from fomo.stages.final import compose
 from fomo.stages.finetuning import finetune
 from fomo.stages.head_search import train_head
-from fomo.stages.preprocessing import image_loader, preprocess, read_pixels
+from fomo.stages.preprocessing import image_loader, preprocess, test_images
 from fomo.stages.probing import probe
 from fomo.stages.racing import finetune_best
 from fomo.storage import new_array
@@ -59,13 +58,9 @@ def evaluate(run: Run) -> Evaluation:
     stage = open_stage(run, "12_evaluation", test=data.dataset.fingerprint("test"))
     split = "validation" if (test["label"] == HIDDEN).all() else "test"
     if not stage.done:
-        left_out = read_pixels(run, data.dataset, test["file"], stage.path("test.npy"))
-        rows = np.flatnonzero(~test["file"].isin(left_out["file"]))
-        if not len(rows):
-            stage.path("test.npy").unlink()  # or repaired ones would be refused as another data set
-            raise UserError(f"none of the {len(test)} test images of {data.dataset.name} can be read; repair them")
-        stage.save_table("left_out", left_out)
-        shown, images = (stage.array("test"), rows, test["label"].to_numpy()[rows]), test.iloc[rows]
+        seen = test_images(run, data.dataset)
+        rows = seen.rows
+        shown, images = (seen.pixels, rows, test["label"].to_numpy()[rows]), test.iloc[rows]
         model, validation = compose(run).model, data.part("validation")
         networks, temperatures = model.classifier.networks, model.classifier.temperatures
         decide = model.classifier.decide
@@ -96,7 +91,7 @@ def evaluate(run: Run) -> Evaluation:
         model.save(run.folder / MODEL)
         stage.finish()
     scored = stage.table("scored")
-    pixels = stage.array("test") if split == "test" else data.pixels
+    pixels = test_images(run, data.dataset).pixels if split == "test" else data.pixels
     labels, predicted = scored["label"].to_numpy(), scored["final"].to_numpy()
     return Evaluation(
         split,
@@ -166,12 +161,13 @@ def _calibration(labels: np.ndarray, logits: dict[str, np.ndarray]) -> pd.DataFr
 def _store_predictions(
     stage: Stage, test: pd.DataFrame, rows: np.ndarray, decided: tuple[np.ndarray, np.ndarray], classes: list[str]
 ) -> None:
-    """predictions.csv (file, prediction, class, confidence) of the images in `rows` of the test table, and
-    predictions.npy: a number for each of its lines, -1 where the image cannot be read."""
+    """predictions.csv (file, prediction, class, confidence) of the images in `rows` of the test table, predictions.npy,
+    a number for each of its lines, -1 where the image cannot be read, and classes.csv, which names the numbers."""
     prediction, confidence = decided
     names = [classes[number] for number in prediction]
     table = pd.DataFrame({"file": test["file"].to_numpy()[rows], "prediction": prediction, "class": names})
     stage.save_table("predictions", table.assign(confidence=confidence))
+    stage.save_table("classes", pd.DataFrame({"number": range(len(classes)), "class": classes}))
     with new_array(stage.path("predictions.npy"), (len(test),), np.int64) as store:
         store[:] = -1
         store[rows] = prediction

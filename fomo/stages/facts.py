@@ -55,6 +55,7 @@ class Facts:
     solver: float
     free: float
     speeds: pd.DataFrame
+    validated: float = 0.0  # the share of the train images that are given for validation; 0: none are
 
     def pace(self, backbone: str, side: int, what: str) -> float:
         """Images a second of "forward" or "train" at a side: a straight line in the number of pixels through what was
@@ -114,6 +115,7 @@ def look(run: Run, dataset: Dataset, backbones: Iterable[str]) -> Facts:
         solver=_time_solver(len(dataset.classes)),
         free=_free(run),
         speeds=time_networks(run, backbones, len(dataset.classes)),
+        validated=float(train["validation"].mean()) if "validation" in train else 0.0,
     )
 
 

@@ -30,7 +30,7 @@ def forecast(facts: Facts, config: Config) -> dict[str, float]:
     trial = START + config.trial_epochs * config.trial_share * train / train_pace(facts, config, trial_side)
     trial += judges / facts.pace(network, trial_side, "forward")
     seconds = {
-        "preprocess": 1 + facts.train / facts.decoded,
+        "preprocess": 1 + (facts.train + facts.test) / facts.decoded,
         "probe": START
         + (facts.train + validation) / forward
         + 3 * facts.fitted(min(facts.train, MOST_TO_CHOOSE)) + facts.fitted(min(facts.train, MOST)),
@@ -44,7 +44,7 @@ def forecast(facts: Facts, config: Config) -> dict[str, float]:
         "train_head": 0.0,
         "train_members": 0.0,
         "compose": 2 + (config.members + 1) * views * validation / forward,
-        "evaluate": 4 + facts.test / facts.decoded + (config.members * views * facts.test + facts.test) / forward
+        "evaluate": 4 + (config.members * views * facts.test + facts.test) / forward
         + views * validation / forward + 2e-7 * config.bootstrap * facts.classes**2,
         "pages": PAGES,
     }  # fmt: skip

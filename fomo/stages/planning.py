@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 import pandas as pd
 
 from fomo.artifacts import Run, Stage
-from fomo.data.datasets import load_dataset
+from fomo.data.datasets import dataset_of
 from fomo.networks.weights import OFFLINE, ONLINE, available, weights_fingerprint
 from fomo.stages import rules
 from fomo.stages.contest import Contest, contest
@@ -52,7 +52,7 @@ def plan(run: Run) -> Planned:
 
 def _stage(run: Run) -> Stage:
     if not run.inputs:
-        run.inputs["data"] = load_dataset(run.config.dataset).fingerprint()
+        run.inputs["data"] = dataset_of(run.config).fingerprint()
         run.inputs["weights_file"] = weights_fingerprint(run.config.weights)
     names = ("seed", "minutes", "metric", "backbone", "weights")
     asked = {f"asked {name}": value for name, value in run.asked.items() if name not in names}
@@ -61,7 +61,7 @@ def _stage(run: Run) -> Stage:
 
 def _make(run: Run, stage: Stage) -> None:
     """Makes the plan and stores it."""
-    dataset, asked = load_dataset(run.config.dataset), run.before
+    dataset, asked = dataset_of(run.config), run.before
     facts = look(run, dataset, looked_at(run))
     seconds = 60 * asked.minutes
     sides = [asked.image_size]

@@ -1,5 +1,6 @@
-"""Stage 1: the images of the train split are read, resized, cropped, looked over, and divided in two."""
+"""Stage 1: all images are read, resized and cropped; those of the train split are looked over, and divided in two."""
 
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -8,10 +9,10 @@ import pandas as pd
 import torch
 from torch.utils.data import DataLoader
 
-from fomo.artifacts import Run
+from fomo.artifacts import Run, Stage
 from fomo.config import Config, UserError, some
 from fomo.data.batches import ImageBatches, loader
-from fomo.data.datasets import Dataset, check_classes, load_dataset
+from fomo.data.datasets import Dataset, check_classes, dataset_of, rare_classes, without
 from fomo.data.division import divide, sample
 from fomo.data.images import store_pixels
 from fomo.data.inspection import digests, leaks
@@ -48,10 +49,21 @@ class Preprocessed:
         return replace(self, images=self.images if len(one_sided(images)) else images)
 
 
+@dataclass(frozen=True)
+class Unseen:
+    """Test images: `pixels`, uint8 (images, channels, side, side), the `rows` of those that can be read, and
+    `left_out` (file, reason)."""
+
+    pixels: np.ndarray
+    rows: np.ndarray
+    left_out: pd.DataFrame
+
+
 @step("1_preprocessing")
 def preprocess(run: Run) -> Preprocessed:
-    """The images of the train split: read, resized and cropped, looked over, and divided into train and validation."""
-    dataset, stage = load_dataset(run.config.dataset), open_stage(run, "1_preprocessing")
+    """The images of the train split: read, resized and cropped, looked over, and divided into train and validation.
+    Whether those of the test split can be read is seen as well, before anything is trained."""
+    dataset, stage = dataset_of(run.config), open_stage(run, "1_preprocessing")
     if not stage.done:
         images = dataset.train.sort_values("file", ignore_index=True)
         unreadable = read_pixels(run, dataset, images["file"], stage.path("pixels.npy"))
@@ -61,26 +73,69 @@ def preprocess(run: Run) -> Preprocessed:
         if run.config.on_leak == "drop":
             left_out = pd.concat([unreadable, leaked[~leaked["file"].isin(unreadable["file"])]])
         images = images.assign(row=range(len(images)))[~images["file"].isin(left_out["file"])]
-        images = _divided(dataset, images, run.config)
-        notes = [*dataset.notes, *_notes(dataset, images, unreadable, leaked, seen, run.config)]
+        rare = list(rare_classes(dataset.classes, images["label"])) if run.config.on_rare == "drop" else []
+        dataset, images, left_out = _drop(dataset, images, left_out, rare)
+        missing = test_images(run, dataset).left_out
+        _refuse(run, stage, dataset, pd.concat([unreadable, missing]))
+        images, notes = _divided(dataset, images, run.config)
+        notes = [*dataset.notes, *notes, *_notes(dataset, images, unreadable, leaked, seen, run.config)]
+        if len(missing):
+            notes.append(f"{len(missing)} test images cannot be read, left out: {some(list(missing['file']))}")
         stage.save_table("images", images)
-        stage.save_table("left_out", left_out)
+        stage.save_table("left_out", pd.concat([dataset.left_out, left_out, missing]))
+        stage.save_table("classes", pd.DataFrame({"number": range(len(dataset.classes)), "class": dataset.classes}))
         stage.save_table("notes", pd.DataFrame({"note": notes}, dtype=str))
         stage.finish()
-    notes = stage.table("notes")["note"].tolist()
+    notes, classes = stage.table("notes")["note"].tolist(), set(stage.table("classes")["class"])
+    dataset = without(dataset, [number for number, one in enumerate(dataset.classes) if one not in classes])
     return Preprocessed(dataset, stage.table("images"), stage.array("pixels"), stage.table("left_out"), notes)
 
 
-def _divided(dataset: Dataset, images: pd.DataFrame, config: Config) -> pd.DataFrame:
-    """The `images`, each with its `split`. Raises `UserError` where a class cannot be in both."""
+def _drop(
+    dataset: Dataset, images: pd.DataFrame, left_out: pd.DataFrame, rare: list[str]
+) -> tuple[Dataset, pd.DataFrame, pd.DataFrame]:
+    """Data set, images and what is left out without the classes that have become too rare."""
+    rest = without(dataset, [dataset.classes.index(name) for name in rare])
+    numbers = {dataset.classes.index(name): number for number, name in enumerate(rest.classes)}
+    kept = images["label"].isin(numbers)
+    dropped = images[~kept][["file"]].assign(reason="its class has too few train images")
+    images = images[kept].assign(label=images["label"][kept].map(numbers))
+    return rest, images, pd.concat([left_out, dropped])
+
+
+@step("1_test_images")
+def test_images(run: Run, dataset: Dataset) -> Unseen:
+    """The images of the test split, read, resized and cropped; nobody looks at their labels."""
+    files = dataset.test()["file"]
+    stage = open_stage(run, "1_test_images", test=dataset.fingerprint("test"))
+    if not stage.done:
+        left_out = read_pixels(run, dataset, files, stage.path("test.npy"))
+        if len(left_out) == len(files):
+            stage.path("test.npy").unlink()  # or repaired ones would be refused as another data set
+            raise UserError(f"none of the {len(files)} test images of {dataset.name} can be read; repair them")
+        stage.save_table("left_out", left_out)
+        stage.finish()
+    left_out = stage.table("left_out")
+    return Unseen(stage.array("test"), np.flatnonzero(~files.isin(left_out["file"])), left_out)
+
+
+def _divided(dataset: Dataset, images: pd.DataFrame, config: Config) -> tuple[pd.DataFrame, list[str]]:
+    """The `images`, each with its `split`, and what there is to say about that. Raises `UserError` where a class cannot
+    be in both."""
     check_classes(dataset.name, dataset.classes, images["label"])
-    images = divide_images(images, config.validation_share, config.seed)
-    for label in one_sided(images):
+    divided, notes = divide_images(images, config.validation_share, config.seed), []
+    if "validation" in images and len(lacking := one_sided(divided)):
+        named = some([dataset.classes[label] for label in lacking])
+        notes.append(
+            f"train and validation are divided anew, for as they are given one of them has no image of {named}"
+        )
+        divided = divide_images(images.drop(columns="validation"), config.validation_share, config.seed)
+    for label in one_sided(divided):
         raise UserError(
             f"all images of class {label} ('{dataset.classes[label]}') in {dataset.name} fall to one side of "
             "the split, for they share groups with others; give the class images of another group, or take it out"
         )
-    return images
+    return divided, notes
 
 
 def _notes(
@@ -111,8 +166,10 @@ def _notes(
 
 
 def divide_images(images: pd.DataFrame, share: float, seed: int) -> pd.DataFrame:
-    """The images with their `split`, train, or for about a `share` of each class validation; sorted by it."""
-    split = divide(images, share, seed).map({True: "validation", False: "train"})
+    """The images with their `split`, train or validation; sorted by it. As it is given (`validation`), or so that
+    validation has about a `share` of each class."""
+    chosen = images["validation"] if "validation" in images else divide(images, share, seed)
+    split = chosen.map({True: "validation", False: "train"})
     return images.assign(split=split).sort_values(["split", "file"], ignore_index=True)
 
 
@@ -123,23 +180,26 @@ def one_sided(images: pd.DataFrame) -> pd.Index:
 
 
 def read_pixels(run: Run, dataset: Dataset, files: pd.Series, path: Path) -> pd.DataFrame:
-    """Stores the pixels of `files` (`images.store_pixels`); returns (file, reason) of those that cannot be read.
-
-    Raises `UserError` where there are such and `on_bad` is raise; all of them are then listed in unreadable.csv.
-    """
+    """Stores the pixels of `files` (`images.store_pixels`); returns (file, reason) of those that cannot be read."""
     config = run.config
     options = {"description": f"reading {path.stem} images", "crop": config.crop, "fit": config.fit}
-    damaged = store_pixels(dataset, files, path, config.image_size, **options)
-    if len(damaged) and config.on_bad == "raise":
-        path.unlink()  # nothing is stored of a data set that is refused, so that a repaired one is not
-        listed = run.folder / "unreadable.csv"
-        write_table(listed, damaged)
-        named = some([f"{row.file} ({row.reason})" for row in damaged.itertuples()])
-        raise UserError(
-            f"cannot read {named} of {dataset.name} (all of them: {listed}). Repair them, take them out, or leave them "
-            "out by on_bad='skip' (ON_BAD=skip)"
-        )
-    return damaged
+    return store_pixels(dataset, files, path, config.image_size, **options)
+
+
+def _refuse(run: Run, stage: Stage, dataset: Dataset, damaged: pd.DataFrame) -> None:
+    """Raises `UserError` where images cannot be read (file, reason) and `on_bad` is raise; all of them are then listed
+    in unreadable.csv. Nothing is stored of a data set that is refused, so that a repaired one is not."""
+    if damaged.empty or run.config.on_bad != "raise":
+        return
+    stage.path("pixels.npy").unlink()
+    shutil.rmtree(run.folder / "1_test_images")
+    listed = run.folder / "unreadable.csv"
+    write_table(listed, damaged)
+    named = some([f"{row.file} ({row.reason})" for row in damaged.itertuples()])
+    raise UserError(
+        f"cannot read {named} of {dataset.name} (all of them: {listed}). Repair them, take them out, or leave them "
+        "out by on_bad='skip' (ON_BAD=skip)"
+    )
 
 
 def image_loader(

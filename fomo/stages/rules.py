@@ -63,8 +63,8 @@ def networks(facts: Facts, sides: list[int], contest: float) -> list[str]:
 
 def validation_share(facts: Facts) -> float:
     """A fifth of few images, down to a twentieth of many: some hundred are needed to choose by, and more bring little,
-    while the training misses them."""
-    return float(np.clip(round(400 / facts.train, 2), 0.05, 0.2))
+    while the training misses them. Those that are given for it stay."""
+    return facts.validated or float(np.clip(round(400 / facts.train, 2), 0.05, 0.2))
 
 
 def make_plan(facts: Facts, contest: Contest, config: Config, seconds: float, asked: dict | None = None) -> Plan:

@@ -1,7 +1,5 @@
 """The best model so far, in the run's one file, from the probe on; and what it is worth where a run ends early."""
 
-import numpy as np
-
 from fomo.artifacts import Run
 from fomo.config import UserError
 from fomo.model import load_model
@@ -13,7 +11,7 @@ from fomo.stages.common import finished
 from fomo.stages.evaluation import MODEL
 from fomo.stages.final import judge, make_model
 from fomo.stages.finetuning import untrained
-from fomo.stages.preprocessing import image_loader, preprocess, read_pixels
+from fomo.stages.preprocessing import image_loader, preprocess, test_images
 from fomo.stages.probing import probe
 from fomo.stages.racing import finetune_best
 from fomo.storage import load_state, write_table
@@ -58,16 +56,14 @@ def evaluate_so_far(run: Run) -> str:
         raise UserError("no model is there yet; the same command goes on from here")
     data, model = preprocess(run), load_model(path)
     test = data.dataset.test()
-    left_out = read_pixels(run, data.dataset, test["file"], run.folder / "so_far.npy")
-    pixels = np.load(run.folder / "so_far.npy", mmap_mode="r")
-    rows = np.flatnonzero(~test["file"].isin(left_out["file"]) & (test["label"] >= 0))
-    part = (pixels, rows, test["label"].to_numpy()[rows]) if len(rows) else data.part("validation")
+    seen = test_images(run, data.dataset)
+    rows = seen.rows[test["label"].to_numpy()[seen.rows] >= 0]
+    part = (seen.pixels, rows, test["label"].to_numpy()[rows]) if len(rows) else data.part("validation")
     model.classifier.to(run.device)
     logits = predict(model.classifier, image_loader(run, part, model.classifier.networks[0].backbone), run.device)[0]
     named, options = {"final": model.classifier.decide(logits)[0]}, {"resamples": run.config.bootstrap}
     table = metrics.measure(part[2], named, len(model.classes), seed=run.config.seed, **options)
     write_table(run.folder / "so_far.csv", table)
-    (run.folder / "so_far.npy").unlink()
     values = table.set_index("metric")
     text = ", ".join(
         f"{name} {values.loc[name, 'value']:.3f} [{values.loc[name, 'low']:.3f}, {values.loc[name, 'high']:.3f}]"
