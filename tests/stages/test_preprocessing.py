@@ -11,6 +11,7 @@ import fomo
 from fomo.config import UserError
 from fomo.data.datasets import load_dataset
 from fomo.data.images import to_pixels
+from fomo.stages.preprocessing import test_images as read_test_images
 
 
 @pytest.fixture
@@ -228,3 +229,64 @@ def test_crop_of_the_run_is_that_of_its_images(dataset):
     with data.dataset.source.open(image.file) as opened:
         assert np.array_equal(data.pixels[image.row], to_pixels(opened, 32, 3, 1.0))
         assert not np.array_equal(data.pixels[image.row], to_pixels(opened, 32, 3))
+
+
+# ---- validation images that are given, damaged test images, rare classes
+
+
+def test_validation_images_that_are_given_stay_for_every_network(tmp_path):
+    for split, count in {"train": 6, "val": 3, "test": 2}.items():
+        toys.write_class_folders(tmp_path / split, count=count, seed=1000 * count)
+    data = fomo.preprocess(toys.tiny_run(tmp_path))
+    for divided in (data, data.divided(0.5, seed=7)):
+        parts = divided.images.groupby("split")["file"].apply(set).to_dict()
+        assert {split: {file.split("/")[0] for file in files} for split, files in parts.items()} == {
+            "train": {"train"},
+            "validation": {"val"},
+        }
+        assert {split: len(files) for split, files in parts.items()} == {"train": 18, "validation": 9}
+
+
+def test_given_validation_images_that_lack_a_class_are_divided_anew_and_it_is_said(tmp_path):
+    for split, count in {"train": 8, "val": 2, "test": 2}.items():
+        toys.write_class_folders(tmp_path / split, count=count, seed=1000 * count)
+    shutil.rmtree(tmp_path / "val" / "top")
+    data = fomo.preprocess(toys.tiny_run(tmp_path))
+    assert data.images.groupby("label")["split"].nunique().tolist() == [2, 2, 2]
+    assert any("divided anew" in note and "top" in note for note in data.notes)
+
+
+def test_damaged_test_images_are_found_before_anything_is_trained(own_dataset):
+    for name in ("000", "003"):
+        (own_dataset / "images_test" / f"{name}.png").write_bytes(b"text")
+    (own_dataset / "images_train" / "004.png").write_bytes(b"text")
+    run = toys.tiny_run(own_dataset)
+    with pytest.raises(UserError, match=r"cannot read images_train/004\.png .*images_test/000\.png"):
+        fomo.preprocess(run)
+    assert len(pd.read_csv(run.folder / "unreadable.csv")) == 3
+    data = fomo.preprocess(toys.tiny_run(own_dataset, on_bad="skip"))
+    assert "2 test images cannot be read, left out: images_test/000.png, images_test/003.png" in data.notes
+    assert len(data.left_out) == 3
+
+
+def test_refused_test_images_are_read_anew_once_they_are_repaired(own_dataset):
+    path = own_dataset / "images_test" / "000.png"
+    content = path.read_bytes()
+    path.write_bytes(b"text")
+    run = toys.tiny_run(own_dataset)
+    with pytest.raises(UserError, match="cannot read"):
+        fomo.preprocess(run)
+    path.write_bytes(content)
+    assert fomo.preprocess(run).left_out.empty
+    assert len(read_test_images(run, load_dataset(own_dataset)).rows) == 6
+
+
+def test_class_that_becomes_rare_is_dropped_where_that_is_asked_for(own_dataset):
+    toys.write_csv(own_dataset, "train", [f"{n:03}.png" for n in range(8)], [0, 0, 0, 1, 1, 2, 2, 2])
+    (own_dataset / "images_train" / "004.png").write_bytes(b"text")
+    for _ in range(2):  # computed, then read
+        data = fomo.preprocess(toys.tiny_run(own_dataset, on_bad="skip", on_rare="drop"))
+        assert data.dataset.classes == ["top", "bottom"]
+        assert data.images["label"].value_counts().to_dict() == {0: 3, 1: 3}
+        assert set(data.dataset.test()["label"]) == {0, 1}
+    assert "images_train/003.png" in set(data.left_out["file"])
