@@ -25,7 +25,8 @@ class Model:
     """A trained classifier with all that it takes to classify an image file: `classes` and preprocessing.
 
     `description` holds backbone, heads, views (their numbers), temperatures (of each network), handicaps (of each
-    class), classes, image_size, fit, crop and channels (1: trained on grey images).
+    class), classes, image_size, fit, crop, channels (1: trained on grey images) and ranges (of the numbers in the train
+    images, `survey.Survey`).
     """
 
     def __init__(self, classifier: FinalClassifier, description: dict):
@@ -36,7 +37,7 @@ class Model:
     def predict(self, images: Iterable[str | Path | Image.Image], batch_size: int = 64) -> pd.DataFrame:
         """The class of each image (a path or an open PIL image), the confidence, which is its probability, and the
         probability of every class."""
-        options = [self.description[name] for name in ("image_size", "channels", "crop", "fit")]
+        options = [self.description[name] for name in ("image_size", "channels", "crop", "fit", "ranges")]
         opened = (image if isinstance(image, Image.Image) else Image.open(image) for image in images)
         pixels = np.stack([to_pixels(image, *options) for image in opened])
         backbone = self.classifier.networks[0].backbone

@@ -12,6 +12,7 @@ from PIL import Image
 
 from fomo import load_model
 from fomo.config import UserError
+from fomo.data.survey import Survey
 from fomo.model import Model
 from fomo.networks.backbones import load_backbone
 from fomo.networks.classifier import FinalClassifier, Network
@@ -28,7 +29,7 @@ def images(dataset):
 def describe(heads=HEADS[3:4], views=(0,), temperatures=(1.0,), handicaps=(0.0, 0.0, 0.0), **preparation):
     description = {"backbone": "test_vit", "heads": [asdict(head) for head in heads], "views": views}
     description |= {"temperatures": temperatures, "handicaps": handicaps, "classes": toys.CLASSES}
-    description |= {"image_size": 32, "fit": "crop", "crop": 0.875, "channels": 1} | preparation
+    description |= {"image_size": 32, "fit": "crop", "crop": 0.875, "channels": 1, "ranges": {}} | preparation
     return json.loads(json.dumps(description))  # tuples are lists in a file
 
 
@@ -171,7 +172,7 @@ def test_saved_model_prepares_an_image_as_its_training_did(dataset, tmp_path, fi
 
     source = SimpleNamespace(open=Image.open)
     data = SimpleNamespace(name="toy", source=source, train=pd.DataFrame({"file": files}))
-    assert read_pixels(run, data, pd.Series(files), tmp_path / "pixels.npy").empty
+    assert read_pixels(run, data, pd.Series(files), tmp_path / "pixels.npy", Survey()).empty
     part = (np.load(tmp_path / "pixels.npy"), range(len(files)), [0] * len(files))
     logits, _ = predict(model.classifier, image_loader(run, part, model.classifier.networks[0].backbone), run.device)
     assert np.allclose(predicted[toys.CLASSES], logits.softmax(1), atol=1e-6)

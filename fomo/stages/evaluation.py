@@ -59,7 +59,7 @@ def evaluate(run: Run) -> Evaluation:
     stage = open_stage(run, "12_evaluation", test=data.dataset.fingerprint("test"))
     split = "validation" if (test["label"] == HIDDEN).all() else "test"
     if not stage.done:
-        left_out = read_pixels(run, data.dataset, test["file"], stage.path("test.npy"))
+        left_out = read_pixels(run, data.dataset, test["file"], stage.path("test.npy"), data.survey)
         rows = np.flatnonzero(~test["file"].isin(left_out["file"]))
         if not len(rows):
             stage.path("test.npy").unlink()  # or repaired ones would be refused as another data set

@@ -14,7 +14,8 @@ from fomo.artifacts import Run
 from fomo.config import UserError, sees_one_size
 from fomo.data.batches import ImageBatches, loader
 from fomo.data.datasets import Dataset
-from fomo.data.images import GREY_MODES, for_each, to_pixels
+from fomo.data.images import for_each, to_pixels
+from fomo.data.survey import survey
 from fomo.networks.backbones import load_backbone
 from fomo.networks.bank import HeadBank
 from fomo.networks.classifier import Classifier
@@ -37,10 +38,11 @@ class Facts:
 
     Numbers of images (`train`, `test`), of `classes`, and of images in the `smallest` class; whether images have
     groups (`grouped`); the `side` (shorter, in pixels) and the `aspect` (longer over shorter side) of an image in the
-    median, and whether all are `grey`; images that are decoded a second (`decoded`); how much longer a logistic
-    regression takes than it did where it was measured (`solver`); bytes of memory that are `free` where networks are
-    trained; and `speeds`: backbone, side, forward and train (images a second), the bytes that a
-    training keeps of an image (`kept`), and the seconds of a step of the bank of all heads on its features (`bank`).
+    median, whether all are `grey`, and the `ranges` of their numbers (`survey.Survey`); images that are decoded a
+    second (`decoded`); how much longer a logistic regression takes than it did where it was measured (`solver`); bytes
+    of memory that are `free` where networks are trained; and `speeds`: backbone, side, forward and train (images a
+    second), the bytes that a training keeps of an image (`kept`), and the seconds of a step of the bank of all heads on
+    its features (`bank`).
     """
 
     train: int
@@ -51,6 +53,7 @@ class Facts:
     side: int
     aspect: float
     grey: bool
+    ranges: dict[str, tuple[float, float]]
     decoded: float
     solver: float
     free: float
@@ -93,13 +96,13 @@ class Facts:
 
 def look(run: Run, dataset: Dataset, backbones: Iterable[str]) -> Facts:
     """The facts of a data set, and what this machine does with each of `backbones`."""
-    train, test = dataset.train, dataset.test()
+    train, test, found = dataset.train, dataset.test(), survey(dataset)
     rng = np.random.default_rng(run.config.seed)
     files = train["file"].to_numpy()[np.sort(rng.permutation(len(train))[:LOOKED_AT])]
     begun = time.perf_counter()
-    seen = [size for size in for_each(lambda file: _look(dataset, file), list(files), "looking at images") if size]
+    seen = for_each(lambda file: _look(dataset, file, found.ranges), list(files), "looking at images")
+    sizes = np.array([size for size in seen if size] or [(64, 64)])
     seconds = time.perf_counter() - begun
-    sizes = np.array([size for size, _ in seen] or [(64, 64)])
     counts = train["label"].value_counts()
     return Facts(
         train=len(train),
@@ -109,7 +112,8 @@ def look(run: Run, dataset: Dataset, backbones: Iterable[str]) -> Facts:
         grouped="group" in train,
         side=int(np.median(sizes.min(axis=1))),
         aspect=float(np.median(sizes.max(axis=1) / sizes.min(axis=1))),
-        grey=all(grey for _, grey in seen),
+        grey=found.grey,
+        ranges=found.ranges,
         decoded=len(files) / seconds,
         solver=_time_solver(len(dataset.classes)),
         free=_free(run),
@@ -139,13 +143,13 @@ def _free(run: Run) -> float:
     return float(psutil.virtual_memory().available)
 
 
-def _look(dataset: Dataset, file: str) -> tuple[tuple[int, int], bool] | None:
-    """An image's size and whether it is grey, decoded and resized as all will be; None if it cannot be read."""
+def _look(dataset: Dataset, file: str, ranges: dict) -> tuple[int, int] | None:
+    """An image's size, decoded and resized as all will be; None if it cannot be read."""
     try:
         with dataset.source.open(file) as image:
-            found = image.size, image.mode in GREY_MODES
-            to_pixels(image, 160, 3)
-        return found
+            size = image.size
+            to_pixels(image, 160, 3, ranges=ranges)
+        return size
     except Exception:  # what is wrong with it is said when it is decoded
         return None
 

@@ -1,6 +1,6 @@
 """Stage 1: the images of the train split are read, resized, cropped, looked over, and divided in two."""
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +15,21 @@ from fomo.data.datasets import Dataset, check_classes, load_dataset
 from fomo.data.division import divide, sample
 from fomo.data.images import store_pixels
 from fomo.data.inspection import digests, leaks
+from fomo.data.survey import Survey, survey
 from fomo.networks.backbones import Backbone
 from fomo.stages.common import open_stage, step
-from fomo.storage import write_table
+from fomo.stages.planning import load_facts
+from fomo.storage import read_json, write_json, write_table
 
 
 @dataclass(frozen=True)
 class Preprocessed:
     """Train and validation images: `images` (file, label, split, row in `pixels`), `pixels`, uint8 (images, channels,
-    side, side), `left_out` (file, reason), and `notes`, what there is to say about them."""
+    side, side), `left_out` (file, reason), `survey`, how the numbers in files become pixels, and `notes`, what there is
+    to say about them."""
 
     dataset: Dataset
+    survey: Survey
     images: pd.DataFrame
     pixels: np.ndarray
     left_out: pd.DataFrame
@@ -54,7 +58,9 @@ def preprocess(run: Run) -> Preprocessed:
     dataset, stage = load_dataset(run.config.dataset), open_stage(run, "1_preprocessing")
     if not stage.done:
         images = dataset.train.sort_values("file", ignore_index=True)
-        unreadable = read_pixels(run, dataset, images["file"], stage.path("pixels.npy"))
+        facts = load_facts(run)
+        found = Survey(facts.grey, facts.ranges) if facts else survey(dataset)
+        unreadable = read_pixels(run, dataset, images["file"], stage.path("pixels.npy"), found)
         seen = digests(dataset)
         leaked = leaks(seen)
         left_out = unreadable
@@ -62,13 +68,15 @@ def preprocess(run: Run) -> Preprocessed:
             left_out = pd.concat([unreadable, leaked[~leaked["file"].isin(unreadable["file"])]])
         images = images.assign(row=range(len(images)))[~images["file"].isin(left_out["file"])]
         images = _divided(dataset, images, run.config)
-        notes = [*dataset.notes, *_notes(dataset, images, unreadable, leaked, seen, run.config)]
+        notes = [*dataset.notes, *found.notes(), *_notes(dataset, images, unreadable, leaked, seen, run.config)]
+        write_json(stage.path("survey.json"), asdict(found))
         stage.save_table("images", images)
         stage.save_table("left_out", left_out)
         stage.save_table("notes", pd.DataFrame({"note": notes}, dtype=str))
         stage.finish()
     notes = stage.table("notes")["note"].tolist()
-    return Preprocessed(dataset, stage.table("images"), stage.array("pixels"), stage.table("left_out"), notes)
+    found = Survey(**read_json(stage.path("survey.json")))
+    return Preprocessed(dataset, found, stage.table("images"), stage.array("pixels"), stage.table("left_out"), notes)
 
 
 def _divided(dataset: Dataset, images: pd.DataFrame, config: Config) -> pd.DataFrame:
@@ -122,13 +130,15 @@ def one_sided(images: pd.DataFrame) -> pd.Index:
     return sides.index[sides < 2]
 
 
-def read_pixels(run: Run, dataset: Dataset, files: pd.Series, path: Path) -> pd.DataFrame:
-    """Stores the pixels of `files` (`images.store_pixels`); returns (file, reason) of those that cannot be read.
+def read_pixels(run: Run, dataset: Dataset, files: pd.Series, path: Path, found: Survey) -> pd.DataFrame:
+    """Stores the pixels of `files` (`images.store_pixels`), seen as `found` in the train images; returns (file, reason)
+    of those that cannot be read.
 
     Raises `UserError` where there are such and `on_bad` is raise; all of them are then listed in unreadable.csv.
     """
     config = run.config
     options = {"description": f"reading {path.stem} images", "crop": config.crop, "fit": config.fit}
+    options |= {"channels": found.channels, "ranges": found.ranges}
     damaged = store_pixels(dataset, files, path, config.image_size, **options)
     if len(damaged) and config.on_bad == "raise":
         path.unlink()  # nothing is stored of a data set that is refused, so that a repaired one is not

@@ -58,7 +58,7 @@ def evaluate_so_far(run: Run) -> str:
         raise UserError("no model is there yet; the same command goes on from here")
     data, model = preprocess(run), load_model(path)
     test = data.dataset.test()
-    left_out = read_pixels(run, data.dataset, test["file"], run.folder / "so_far.npy")
+    left_out = read_pixels(run, data.dataset, test["file"], run.folder / "so_far.npy", data.survey)
     pixels = np.load(run.folder / "so_far.npy", mmap_mode="r")
     rows = np.flatnonzero(~test["file"].isin(left_out["file"]) & (test["label"] >= 0))
     part = (pixels, rows, test["label"].to_numpy()[rows]) if len(rows) else data.part("validation")
