@@ -2,6 +2,8 @@
 
 import os
 import warnings
+from collections import deque
+from collections.abc import Iterable, Sized
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -74,13 +76,23 @@ def _pad(image: Image.Image, side: int) -> Image.Image:
 FITS = {"crop": _crop, "squish": _squish, "pad": _pad}
 
 
-def for_each(function, items: list, description: str):
-    """Yields function(item) in order; all cores work, and only a few results are held at a time."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool, Bar(total=len(items), desc=description, leave=False) as bar:
-        for start in range(0, len(items), 256):
-            for result in pool.map(function, items[start : start + 256]):
+def for_each(function, items: Iterable, description: str = ""):
+    """Yields function(item) in order; all cores work, and only a few items and results are held at a time. A bar shows
+    how far it is, unless there is no `description`."""
+    options = {"desc": description, "total": len(items) if isinstance(items, Sized) else None}
+    with (
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+        Bar(leave=False, disable=not description, **options) as bar,
+    ):
+        ahead = deque()
+        for item in items:
+            ahead.append(pool.submit(function, item))
+            if len(ahead) > 8 * os.cpu_count():
+                yield ahead.popleft().result()
                 bar.update()
-                yield result
+        for future in ahead:
+            yield future.result()
+            bar.update()
 
 
 def store_pixels(

@@ -72,7 +72,7 @@ def eight_bits(image: Image.Image, ranges: dict) -> Image.Image:
 def range_of(kind: str, ranges: dict) -> tuple[float, float]:
     """What of `ranges` is that of a kind. Raises `UserError` where there is none."""
     if kind not in ranges:
-        known = ", ".join(["8 bits", *ranges])
+        known = ", ".join(["8 bits (uint8)", *ranges])
         raise UserError(f"holds {kind}, which no train image does, so black and white are not known; give {known}")
     return tuple(ranges[kind])
 

@@ -175,7 +175,7 @@ def test_each_kind_of_a_mixed_set_has_a_range_of_its_own(folder, tmp_path):
 
 def test_kind_that_train_lacks_is_refused_by_name(tmp_path):
     write(tmp_path / "counts.tif", SHADES.astype(np.uint16))
-    with Image.open(tmp_path / "counts.tif") as image, pytest.raises(UserError, match=r"uint16.*8 bits, float32"):
+    with Image.open(tmp_path / "counts.tif") as image, pytest.raises(UserError, match=r"uint16.*8 bits .*, float32"):
         as_seen(image, {"float32": (0, 1)})
 
 
