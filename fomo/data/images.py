@@ -79,11 +79,9 @@ FITS = {"crop": _crop, "squish": _squish, "pad": _pad}
 def for_each(function, items: Iterable, description: str = ""):
     """Yields function(item) in order; all cores work, and only a few items and results are held at a time. A bar shows
     how far it is, unless there is no `description`."""
-    options = {"desc": description, "total": len(items) if isinstance(items, Sized) else None}
-    with (
-        ThreadPoolExecutor(os.cpu_count()) as pool,
-        Bar(leave=False, disable=not description, **options) as bar,
-    ):
+    options = {"desc": description, "leave": False} if description else {"disable": True}
+    total = len(items) if isinstance(items, Sized) else None
+    with ThreadPoolExecutor(os.cpu_count()) as pool, Bar(total=total, **options) as bar:
         ahead = deque()
         for item in items:
             ahead.append(pool.submit(function, item))

@@ -1,5 +1,7 @@
 import io
 import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from torchvision.transforms import v2
 
 import fomo
 from fomo.data.datasets import Folder, load_dataset
-from fomo.data.images import as_seen, store_pixels, to_pixels
+from fomo.data.images import as_seen, for_each, store_pixels, to_pixels
 from fomo.data.survey import survey
 
 
@@ -433,3 +435,30 @@ def test_images_are_stored_as_they_are_fitted(folder, wide, tmp_path, fit):
     pixels, damaged = store(dataset, dataset.train["file"], tmp_path / "pixels.npy", crop=1.0, fit=fit)
     assert damaged.empty
     assert np.array_equal(pixels[0], to_pixels(wide, 16, 3, 1.0, fit))
+
+
+# ---- one after another
+
+
+def test_results_come_in_order_and_only_few_are_held():
+    drawn = []
+
+    def draw():
+        for number in range(200):
+            drawn.append(number)
+            yield number
+
+    results = for_each(lambda number: 2 * number, draw())
+    assert next(results) == 0
+    assert len(drawn) <= 8 * os.cpu_count() + 1
+    assert list(results) == list(range(2, 400, 2))
+
+
+def test_bars_are_shown_unless_there_is_no_description_or_tqdm_is_told(capsys):
+    list(for_each(str, [1, 2], "reading"))
+    assert "reading" in capsys.readouterr().err
+    list(for_each(str, [1, 2]))
+    assert capsys.readouterr().err == ""
+    code = "from fomo.data.images import for_each; list(for_each(str, [1, 2], 'reading'))"
+    command, environment = [sys.executable, "-c", code], os.environ | {"TQDM_DISABLE": "1"}
+    assert subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stderr == ""
