@@ -5,12 +5,12 @@ import time
 import pandas as pd
 
 from fomo.artifacts import Run
-from fomo.config import ROOT
+from fomo.config import ROOT, Config
 from fomo.pages import check_parameters, make_pages, shorten
 from fomo.stages.ensemble import train_members
 from fomo.stages.evaluation import MODEL, evaluate
 from fomo.stages.features import extract_features
-from fomo.stages.final import compose
+from fomo.stages.final import Final, compose
 from fomo.stages.finetuning import finetune, optimize_finetuning
 from fomo.stages.head_search import search_head, train_head, tune_head
 from fomo.stages.planning import plan
@@ -85,15 +85,30 @@ def pages(run: Run) -> list:
 def _closing(run: Run, seconds: float) -> str:
     """The closing line; before it, where finetuning did not beat the probe, a line that says so."""
     result = evaluate(run)
-    lines = []
-    if compose(run).chosen["heads"] == "probe":
-        lines.append("finetuning did not beat the probe on validation: the model is the network as it comes")
+    lines = beside_probe(compose(run), run.config)
     lines.append(
         f"{run.config.dataset}: {measured(result.metrics)} on {len(result.predictions)} {result.split} images "
         f"(95% intervals), in {seconds / 60:.1f} minutes | figures: {shorten(run.figures)} | model: "
         f"{shorten(run.folder / MODEL)} | pages: {shorten(run.folder / 'notebooks')}"
     )
     return "\n".join(lines)
+
+
+def beside_probe(final: Final, config: Config) -> list[str]:
+    """A line where the probe is the final model, or better than it on validation by the metric that is wanted."""
+    chosen, options = final.chosen, final.options
+    if chosen["heads"] == "probe":
+        return ["finetuning did not beat the probe on validation: the model is the network as it comes"]
+    probe = options[(options["heads"] == "probe") & (options["views"] == chosen["views"])].iloc[0]
+    name = {"macro_f1": "macro F1", "accuracy": "validation_accuracy", "log_loss": "validation_loss"}[config.metric]
+    sign = -1 if config.metric == "log_loss" else 1
+    if sign * chosen[name] >= sign * probe[name]:
+        return []
+    line = f"on validation the probe (the network as it comes) is better than the final model: {probe[name]:.3f} to "
+    line += f"{chosen[name]:.3f} ({config.metric})"
+    if config.flip != "none":
+        line += f"; where mirrored images are other classes, train without them (flip='none'; it is '{config.flip}')"
+    return [line]
 
 
 def measured(metrics: pd.DataFrame) -> str:

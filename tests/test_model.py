@@ -1,4 +1,6 @@
 import json
+import os
+import re
 from dataclasses import asdict
 from types import SimpleNamespace
 
@@ -12,6 +14,7 @@ from PIL import Image
 
 from fomo import load_model
 from fomo.config import UserError
+from fomo.data.survey import Survey
 from fomo.model import Model
 from fomo.networks.backbones import load_backbone
 from fomo.networks.classifier import FinalClassifier, Network
@@ -28,7 +31,7 @@ def images(dataset):
 def describe(heads=HEADS[3:4], views=(0,), temperatures=(1.0,), handicaps=(0.0, 0.0, 0.0), **preparation):
     description = {"backbone": "test_vit", "heads": [asdict(head) for head in heads], "views": views}
     description |= {"temperatures": temperatures, "handicaps": handicaps, "classes": toys.CLASSES}
-    description |= {"image_size": 32, "fit": "crop", "crop": 0.875, "channels": 1} | preparation
+    description |= {"image_size": 32, "fit": "crop", "crop": 0.875, "channels": 1, "ranges": {}} | preparation
     return json.loads(json.dumps(description))  # tuples are lists in a file
 
 
@@ -57,7 +60,9 @@ def test_model_comes_back_as_it_was_saved(parts, images, tmp_path):
 
 def test_prediction_gives_class_confidence_and_every_probability(model, images):
     table = model.predict(images)
-    assert list(table.columns) == ["class", "confidence", *toys.CLASSES]
+    assert list(table.columns) == ["file", "class", "confidence", *toys.CLASSES, "reason"]
+    assert table["file"].tolist() == list(map(str, images))
+    assert table["reason"].isna().all()
     assert np.allclose(table[toys.CLASSES].sum(axis=1), 1)
     assert np.allclose(table[toys.CLASSES].max(axis=1), table["confidence"])
     assert [row[row["class"]] for _, row in table.iterrows()] == table["confidence"].tolist()
@@ -79,14 +84,165 @@ def test_prediction_does_not_depend_on_the_batch(model, images):
     pd.testing.assert_frame_equal(model.predict(images, batch_size=5), model.predict(images), atol=1e-6)
 
 
-def test_open_image_is_predicted_as_its_file(model, images):
-    with Image.open(images[0]) as image:
-        pd.testing.assert_frame_equal(model.predict([image]), model.predict(images[:1]))
-
-
 def test_coloured_image_is_read_as_grey_by_a_model_of_grey_images(model, images):
     with Image.open(images[0]) as image:
-        pd.testing.assert_frame_equal(model.predict([image.convert("L")]), model.predict(images[:1]))
+        same(model, [image.convert("L")], images[:1])
+
+
+# ---- what can be given
+
+
+@pytest.fixture
+def folder(images, tmp_path):
+    """Four images of two formats in a folder and one below it, a text, and a hidden image."""
+    folder = tmp_path / "photos"
+    (folder / "more").mkdir(parents=True)
+    for number, name in enumerate(("b.png", "a.PNG", "c.jpg", "more/d.png", ".hidden.png")):
+        with Image.open(images[number]) as image:
+            image.save(folder / name)
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+def same(model, given, paths) -> None:
+    """What is given is predicted as the files at these paths."""
+    table, expected = model.predict(given), model.predict(list(paths))
+    pd.testing.assert_frame_equal(table.drop(columns="file"), expected.drop(columns="file"), atol=1e-6)
+
+
+def test_path_folder_and_pattern_are_those_images_sorted(model, folder):
+    names = ["a.PNG", "b.png", "c.jpg", "more/d.png"]
+    for given in (folder, str(folder)):
+        assert model.predict(given)["file"].tolist() == [f"{folder}/{name}" for name in names]
+    assert model.predict(f"{folder}/*.png")["file"].tolist() == [f"{folder}/b.png"]
+    assert model.predict(f"{folder}/**/*.png")["file"].tolist() == [f"{folder}/b.png", f"{folder}/more/d.png"]
+    assert model.predict(f"{folder}/m*")["file"].tolist() == [f"{folder}/more/d.png"]
+    assert model.predict(folder / "c.jpg")["file"].tolist() == [f"{folder}/c.jpg"]
+    same(model, folder, [folder / name for name in names])
+
+
+def test_file_with_the_characters_of_a_pattern_is_that_file(model, folder):
+    (folder / "b.png").rename(folder / "b[1].png")
+    assert model.predict(folder / "b[1].png")["file"].tolist() == [f"{folder}/b[1].png"]
+
+
+def test_image_array_and_bytes_are_predicted_as_their_file(model, images):
+    with Image.open(images[0]) as image:
+        same(model, image, images[:1])
+        same(model, [image] * 20, images[:1] * 20)
+        same(model, np.asarray(image), images[:1])
+        grey = np.asarray(image.convert("L"))
+        same(model, grey, images[:1])
+        same(model, grey[..., None], images[:1])
+        same(model, np.asarray(image.convert("RGBA")), images[:1])
+    same(model, images[0].read_bytes(), images[:1])
+    same(model, bytearray(images[0].read_bytes()), images[:1])
+
+
+def test_list_holds_any_of_these_and_numbers_what_has_no_path(model, images, folder):
+    with Image.open(images[0]) as image:
+        given = [image, folder / "more", np.asarray(image), str(images[0]), images[0].read_bytes()]
+        table = model.predict(iter(given))
+    assert table["file"].tolist() == [0, f"{folder}/more/d.png", 2, str(images[0]), 4]
+    assert np.allclose(table[toys.CLASSES].iloc[[2, 3, 4]], table[toys.CLASSES].iloc[0], atol=1e-5)
+
+
+def test_image_that_cannot_be_read_has_a_row_with_the_reason_and_nothing_else(model, images, folder):
+    (folder / "b.png").write_bytes((folder / "b.png").read_bytes()[:-200])
+    paths = [folder / "notes.txt", images[0], folder / "none.png", folder / "*.bmp", images[1], folder / "b.png"]
+    table = model.predict([*paths, b"text"], batch_size=2)
+    assert table["file"].tolist() == [*map(str, paths), 6]
+    assert table["reason"].isna().tolist() == [False, True, False, False, True, False, False]
+    assert table["reason"][2] == "no such file or directory"
+    assert table.drop(columns=["file", "reason"])[table["reason"].notna()].isna().all(axis=None)
+    readable = table[table["reason"].isna()].reset_index(drop=True)
+    pd.testing.assert_frame_equal(readable, model.predict(images[:2]), atol=1e-6)
+    assert model.predict(folder / "notes.txt")["reason"].tolist() == ["not an image, or its header is damaged"]
+
+
+@pytest.mark.parametrize("given", [[], (), iter([])])
+def test_nothing_is_an_empty_table_with_all_columns(model, given):
+    table = model.predict(given)
+    assert list(table.columns) == ["file", "class", "confidence", *toys.CLASSES, "reason"]
+    assert table.empty
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("photos/b.jpg", "there is no photos/b.jpg; photos has b.png"),
+        ("photos/bb.png", "there is no photos/bb.png; photos has b.png"),
+        ("photos/*.bmp", "no file is like photos/*.bmp; photos has .hidden.png, a.PNG, b.png and 3 more"),
+        ("photo/*.png", "no file is like photo/*.png, for there is no photo in .; . has photos"),
+        ("fotos/b.png", "there is no fotos/b.png, for there is no fotos in .; . has photos"),
+        ("photos\\b.png", "there is no photos\\b.png; give photos/b.png"),
+        ("/photos/b.png", "there is no /photos/b.png; give photos/b.png"),
+        (" photos/b.png", "give photos/b.png"),
+        ("empty", "empty is a folder in which no image lies (.jpg, .jpeg,"),
+    ],
+)
+def test_path_that_leads_nowhere_is_refused_with_what_was_perhaps_meant(model, folder, monkeypatch, given, words):
+    monkeypatch.chdir(folder.parent)
+    (folder.parent / "empty").mkdir()
+    with pytest.raises(UserError, match=re.escape(words)):
+        model.predict(given)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (np.zeros(24, np.uint8), r"array 0 has the shape \(24,\)"),
+        (np.zeros((3, 24, 24), np.uint8), r"\(3, 24, 24\); an image is \(height, width\)"),
+        (np.zeros((5, 24, 24, 3), np.uint8), r"\(5, 24, 24, 3\).*a list of images"),
+        (np.zeros((0, 24), np.uint8), r"\(0, 24\)"),
+        (np.zeros((24, 24)), r"array 0 holds float32, which no train image does.*uint8"),
+        ([np.zeros((9, 9), np.uint8), np.zeros((9, 9), int)], "array 1 holds int64"),
+        (np.zeros((24, 24, 3), np.uint16), "array 0 holds uint16 colour"),
+        (7, "int is nothing to predict; give a path, a folder"),
+        (["a.png", None], "item 1 is of type NoneType; give a path"),
+    ],
+)
+def test_what_is_no_image_is_refused_by_name(model, given, words):
+    with pytest.raises(UserError, match=words):
+        model.predict(given)
+
+
+def test_numbers_of_a_known_range_are_predicted_and_of_another_kind_refused(images, tmp_path):
+    model = build(HEADS[3:4], ranges={"uint16": (0, 4095), "uint16 colour": (0, 4095), "float32": (0, 1)})
+    with Image.open(images[0]) as image:
+        grey, colours = np.asarray(image.convert("L")), np.asarray(image)
+    counts = np.round(grey * (4095 / 255)).astype(np.uint16)
+    for name, array in {"0.png": grey, "1.png": counts, "2.tif": grey.astype(np.int32)}.items():
+        Image.fromarray(array).save(tmp_path / name)
+    table = model.predict([*sorted(tmp_path.glob("?.*")), counts, grey / 255])
+    assert table["reason"].isna().tolist() == [True, True, False, True, True]
+    assert table["reason"][2].startswith("holds int32, which no train image does")
+    assert np.allclose(table[toys.CLASSES].iloc[[1, 3, 4]], table[toys.CLASSES].iloc[0], atol=1e-3)
+    same(model, np.round(colours * (4095 / 255)).astype(np.uint16), images[:1])
+
+
+def test_class_called_as_a_column_does_not_take_its_place(images):
+    model = build(HEADS[3:4])
+    model.classes = ["confidence", "p(class)", "class"]
+    table = model.predict(images[:2])
+    columns = ["p(confidence)", "p(class)", "p(p(class))"]
+    assert list(table.columns) == ["file", "class", "confidence", *columns, "reason"]
+    assert set(table["class"]) <= set(model.classes)
+    assert np.allclose(table[columns].sum(axis=1), 1)
+    assert np.allclose(table[columns].max(axis=1), table["confidence"])
+
+
+def test_images_are_drawn_from_an_iterable_as_they_are_needed(model, monkeypatch):
+    drawn, at_first, classify = [], [], model._classify
+
+    def draw():
+        for _ in range(300):
+            drawn.append(0)
+            yield np.zeros((24, 24), np.uint8)
+
+    monkeypatch.setattr(model, "_classify", lambda pixels: at_first.append(len(drawn)) or classify(pixels))
+    assert len(model.predict(draw(), batch_size=10)) == 300
+    assert at_first[0] <= 10 + 8 * os.cpu_count() + 1
 
 
 def foreign(path):
@@ -171,7 +327,7 @@ def test_saved_model_prepares_an_image_as_its_training_did(dataset, tmp_path, fi
 
     source = SimpleNamespace(open=Image.open)
     data = SimpleNamespace(name="toy", source=source, train=pd.DataFrame({"file": files}))
-    assert read_pixels(run, data, pd.Series(files), tmp_path / "pixels.npy").empty
+    assert read_pixels(run, data, pd.Series(files), tmp_path / "pixels.npy", Survey()).empty
     part = (np.load(tmp_path / "pixels.npy"), range(len(files)), [0] * len(files))
     logits, _ = predict(model.classifier, image_loader(run, part, model.classifier.networks[0].backbone), run.device)
     assert np.allclose(predicted[toys.CLASSES], logits.softmax(1), atol=1e-6)

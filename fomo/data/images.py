@@ -2,49 +2,52 @@
 
 import os
 import warnings
+from collections import deque
+from collections.abc import Iterable, Sized
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image, ImageOps
+from PIL import Image
 from torchvision.transforms.v2.functional import center_crop, resize
 
+from fomo.config import UserError
 from fomo.data.datasets import Dataset
+from fomo.data.numbers import eight_bits
 from fomo.progress import Bar
 from fomo.storage import new_array, release
-
-GREY_MODES = ("1", "L")
 
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large is not yet a bomb; twice as large is refused
 
 
-def as_seen(image: Image.Image) -> Image.Image:
-    """The image in mode L or RGB: upright, its first frame, what is transparent on white, 16 bits cut down to 8."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode in GREY_MODES and "transparency" not in image.info:
+def as_seen(image: Image.Image, ranges: dict | None = None) -> Image.Image:
+    """The image in mode L or RGB: upright, its first frame, what is transparent on white; numbers of other than 8 bits
+    by their range (`survey.Survey`). Raises `UserError` where that is not known."""
+    image = eight_bits(image, ranges or {})
+    if image.mode in ("1", "L") and "transparency" not in image.info:
         return image.convert("L")
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, dtype=np.float64)
-        if image.mode == "F":
-            scale = 255 if values.max() <= 1 else 1
-        else:
-            scale = 1 / 257 if image.mode.startswith("I;16") or values.max() > 255 else 1
-        return Image.fromarray((values * scale).clip(0, 255).round().astype(np.uint8))
     if image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
 
 
-def to_pixels(image: Image.Image, image_size: int, channels: int, crop: float = 0.875, fit: str = "crop") -> np.ndarray:
+def to_pixels(
+    image: Image.Image,
+    image_size: int,
+    channels: int,
+    crop: float = 0.875,
+    fit: str = "crop",
+    ranges: dict | None = None,
+) -> np.ndarray:
     """Resize and CenterCrop of an image as seen, as uint8 (channels, side, side); channels is 1 (grey) or 3.
 
     `fit` says what becomes a square of `image_size` / `crop` pixels: the middle of the image (crop), all of it,
     distorted (squish), or all of it between black bars (pad). The middle `crop` of that square's side is kept: 0.875
     are the report's Resize(256), CenterCrop(224).
     """
-    image = as_seen(image).convert("L" if channels == 1 else "RGB")
+    image = as_seen(image, ranges).convert("L" if channels == 1 else "RGB")
     resized = FITS[fit](image, round(image_size / crop))
     pixels = np.asarray(center_crop(resized, [image_size]))  # what `_pad` leaves open is black
     return pixels.reshape(image_size, image_size, channels).transpose(2, 0, 1)
@@ -73,13 +76,21 @@ def _pad(image: Image.Image, side: int) -> Image.Image:
 FITS = {"crop": _crop, "squish": _squish, "pad": _pad}
 
 
-def for_each(function, items: list, description: str):
-    """Yields function(item) in order; all cores work, and only a few results are held at a time."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool, Bar(total=len(items), desc=description, leave=False) as bar:
-        for start in range(0, len(items), 256):
-            for result in pool.map(function, items[start : start + 256]):
+def for_each(function, items: Iterable, description: str = ""):
+    """Yields function(item) in order; all cores work, and only a few items and results are held at a time. A bar shows
+    how far it is, unless there is no `description`."""
+    options = {"desc": description, "leave": False} if description else {"disable": True}
+    total = len(items) if isinstance(items, Sized) else None
+    with ThreadPoolExecutor(os.cpu_count()) as pool, Bar(total=total, **options) as bar:
+        ahead = deque()
+        for item in items:
+            ahead.append(pool.submit(function, item))
+            if len(ahead) > 8 * os.cpu_count():
+                yield ahead.popleft().result()
                 bar.update()
-                yield result
+        for future in ahead:
+            yield future.result()
+            bar.update()
 
 
 def store_pixels(
@@ -88,12 +99,12 @@ def store_pixels(
     path: Path,
     image_size: int,
     description: str,
+    channels: int,
+    ranges: dict,
     crop: float = 0.875,
     fit: str = "crop",
-    channels: int | None = None,
 ) -> pd.DataFrame:
-    """Stores `to_pixels` of `files` as uint8 (images, channels, side, side): by default 1 channel if the train images
-    are grey, else 3.
+    """Stores `to_pixels` of `files` as uint8 (images, channels, side, side).
 
     This head of the transforms is the same in every epoch, so it is computed once. Returns the table (file, reason) of
     the images that cannot be decoded; their rows are left black.
@@ -102,18 +113,10 @@ def store_pixels(
     def decode(file: str) -> np.ndarray | str:
         try:
             with dataset.source.open(file) as image:
-                return to_pixels(image, image_size, channels, crop, fit)
+                return to_pixels(image, image_size, channels, crop, fit, ranges)
         except Exception as error:  # a damaged file makes the decoders raise nearly anything
             return reason(error)
 
-    def is_grey(file: str) -> bool:
-        try:
-            with dataset.source.open(file) as image:
-                return image.mode in GREY_MODES
-        except Exception:
-            return True  # what is wrong with it is said when it is decoded
-
-    channels = channels or (1 if all(map(is_grey, dataset.train["file"])) else 3)
     files, damaged = list(files), []
     with new_array(path, (len(files), channels, image_size, image_size), np.uint8) as store:
         for row, pixels in enumerate(for_each(decode, files, description)):
@@ -130,6 +133,8 @@ def reason(error: Exception) -> str:
     """Why an image cannot be read, in a few words, without the machine's paths."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
+    if isinstance(error, UserError):
+        return str(error)
     if isinstance(error, Image.UnidentifiedImageError):
         return "not an image, or its header is damaged"
     return f"{type(error).__name__}: {error}"[:120]

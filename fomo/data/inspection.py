@@ -1,29 +1,30 @@
 """What is in a data set, and what is wrong with it: damage, duplicates, leaks into the test split, conflicts."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
-import imagehash
 import numpy as np
 import pandas as pd
 from sklearn.neighbors import NearestNeighbors
 
 from fomo.config import runs_folder, some
 from fomo.data.datasets import Dataset, load_dataset
-from fomo.data.images import as_seen, for_each, reason, to_pixels
+from fomo.data.images import for_each, to_pixels
+from fomo.data.look import HASH_SIZE, look, oddities
+from fomo.data.survey import Survey, survey
 from fomo.data.tables import HIDDEN
-from fomo.storage import read_table, write_table
+from fomo.storage import read_json, read_table, write_json, write_table
 
-HASH_SIZE = 16  # 256 bits; with 64, things that merely look alike get the same hash
 NEAR = 6  # bits that may differ between two pictures of the same
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """A data set looked over: `images` (a row an image: file, split, label, group, width, height, mode, digest, phash,
-    reason) and `pairs`, the near duplicates of a test image in train (test, train: rows of `images`)."""
+    """A data set looked over: its `survey`; `images` (a row an image: file, split, label, group, and what `look` says
+    of it) and `pairs`, the near duplicates of a test image in train (test, train: rows of `images`)."""
 
     dataset: Dataset
+    survey: Survey
     images: pd.DataFrame
     pairs: pd.DataFrame
 
@@ -89,7 +90,7 @@ class Inspection:
                 ("test images of such a group", int(test["group"].isin(straddling).sum()), ""),
                 ("train images of such a group", int(train["group"].isin(straddling).sum()), ""),
             ]
-        return pd.DataFrame(rows, columns=["finding", "count", "details"])
+        return pd.DataFrame([*rows, *oddities(images)], columns=["finding", "count", "details"])
 
     def examples(self) -> tuple[np.ndarray, list[str]]:
         """(pixels, titles) of six pairs that should not be: conflicting labels first, then twins across the splits,
@@ -104,7 +105,8 @@ class Inspection:
         rows = self.images.loc[[row for pair in chosen for row in pair]]
         names = ["?" if label == HIDDEN else self.dataset.classes[label] for label in rows["label"]]
         titles = [f"{split}\n{name}" for split, name in zip(rows["split"], names, strict=True)]
-        return np.stack([to_pixels(self.dataset.source.open(file), 96, 3) for file in rows["file"]]), titles
+        options = {"image_size": 96, "channels": 3, "ranges": self.survey.ranges}
+        return np.stack([to_pixels(self.dataset.source.open(file), **options) for file in rows["file"]]), titles
 
     def verdict(self) -> str:
         """One line: what to know before a number of this data set is believed."""
@@ -123,7 +125,9 @@ class Inspection:
             words.append(f"{found['identical images with conflicting labels']} images occur with conflicting labels")
         if counts.max() > 3 * counts.min():
             words.append(f"the classes are unbalanced, {counts.max()} to {counts.min()}: read macro F1, not accuracy")
-        return f"{self.dataset.name}: " + ("; ".join([*words, *self.dataset.notes]) or "nothing was found") + "."
+        words += [f"{count} {finding}: {details}" for finding, count, details in oddities(self.images)]
+        words += [*self.survey.notes(), *self.dataset.notes]
+        return f"{self.dataset.name}: " + ("; ".join(words) or "nothing was found") + "."
 
     def _split(self, name: str) -> pd.DataFrame:
         return self.images[self.images["split"] == name]
@@ -176,27 +180,16 @@ def inspect(dataset: str | Dataset) -> Inspection:
     dataset = dataset if isinstance(dataset, Dataset) else load_dataset(dataset)
     images = both_splits(dataset)
     folder = runs_folder(dataset.name) / f"inspection-{dataset.fingerprint()}-{dataset.fingerprint('test')}"
-    if not (folder / "pairs.csv").exists():
-        seen = pd.DataFrame(for_each(lambda file: look(dataset, file), list(images["file"]), "inspecting"))
+    if not (folder / "survey.json").exists():
+        found = survey(dataset)
+        facts = for_each(lambda file: look(dataset, file, found.ranges), list(images["file"]), "inspecting")
+        seen = pd.DataFrame(facts)
         folder.mkdir(parents=True, exist_ok=True)
         write_table(folder / "images.csv", seen)
         write_table(folder / "pairs.csv", near_pairs(images.join(seen)))
-    return Inspection(
-        dataset, images.join(read_table(folder / "images.csv")), read_table(folder / "pairs.csv").astype(int)
-    )
-
-
-def look(dataset: Dataset, file: str) -> dict:
-    """What one image is: width, height, mode, digest of its bytes, perceptual hash; or the reason it cannot be read."""
-    facts = dict.fromkeys(("width", "height", "mode", "digest", "phash", "reason"))
-    try:
-        facts["digest"] = hashlib.sha256(dataset.source.content(file)).hexdigest()[:16]
-        with dataset.source.open(file) as image:
-            facts |= {"width": image.width, "height": image.height, "mode": image.mode}
-            facts["phash"] = str(imagehash.dhash(as_seen(image), HASH_SIZE))
-    except Exception as error:  # a damaged file makes the decoders raise nearly anything
-        facts |= {"reason": reason(error), "digest": None, "phash": None}
-    return facts
+        write_json(folder / "survey.json", asdict(found))
+    found, seen = Survey(**read_json(folder / "survey.json")), images.join(read_table(folder / "images.csv"))
+    return Inspection(dataset, found, seen, read_table(folder / "pairs.csv").astype(int))
 
 
 def near_pairs(images: pd.DataFrame) -> pd.DataFrame:

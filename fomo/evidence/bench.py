@@ -50,7 +50,7 @@ def loading(run: Run) -> pd.DataFrame:
 
     def decode(file: str) -> np.ndarray:
         with data.dataset.source.open(file) as image:
-            return to_pixels(image, run.config.image_size, channels, run.config.crop)
+            return to_pixels(image, run.config.image_size, channels, run.config.crop, ranges=data.survey.ranges)
 
     def from_files() -> None:
         backbone, size = classifier.backbone, run.config.batch_size

@@ -63,7 +63,7 @@ def train(dataset: str, steps: int, *, cuts: bool) -> dict:
 
 def _tested(run: Run, data: Preprocessed, classifier: Classifier) -> dict:
     """What a classifier is worth on the test images."""
-    seen = test_images(run, data.dataset)
+    seen = test_images(run, data.dataset, data.survey)
     part = seen.pixels, seen.rows, data.dataset.test()["label"].to_numpy()[seen.rows]
     logits, labels = predict(classifier.eval(), image_loader(run, part, classifier.backbone), run.device)
     counts = confusion(labels.numpy(), logits.argmax(1).numpy(), data.dataset.classes).to_numpy()

@@ -49,8 +49,9 @@ class Part:
     """Some images of the train split, and what networks make of them. They are two halves, and each is judged by a fit
     on the other."""
 
-    def __init__(self, run: Run, dataset: Dataset, count: int, side: int, folder: Path):
+    def __init__(self, run: Run, dataset: Dataset, count: int, side: int, folder: Path, ranges: dict):
         self.run, self.dataset, self.side, self.folder, self.pixels = run, dataset, side, folder, {}
+        self.options = {"channels": 3, "ranges": ranges, "crop": run.config.crop}
         train, seed = dataset.train, run.config.seed
         half = divide(train, 0.5, seed)
         drawn = [
@@ -68,7 +69,7 @@ class Part:
         config = self.run.config
         if fit not in self.pixels:
             path, files = self.folder / f"{fit}.npy", self.images["file"]
-            store_pixels(self.dataset, files, path, self.side, "images of the contest", config.crop, fit, channels=3)
+            store_pixels(self.dataset, files, path, self.side, "images of the contest", fit=fit, **self.options)
             self.pixels[fit] = np.load(path, mmap_mode="r")
         part = self.pixels[fit], range(len(self.images)), self.labels
         options = {"side": side, "device": self.run.device}
@@ -119,7 +120,7 @@ def contest(
     fits = ["crop", "squish", "pad"] if facts.aspect > NARROW and "fit" not in run.asked else [run.config.fit]
     least, more = (cost(facts, backbones, sides, len(fits), count) for count in (FEWEST, 2 * FEWEST))
     count = int(np.clip(FEWEST + FEWEST * (seconds - least) / (more - least), FEWEST, IMAGES))
-    part = Part(run, dataset, count, sides[-1], folder)
+    part = Part(run, dataset, count, sides[-1], folder, facts.ranges)
     rows, loss = [], {}
 
     def enter(network: Backbone, side: int, fit: str) -> None:

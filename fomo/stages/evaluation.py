@@ -58,7 +58,7 @@ def evaluate(run: Run) -> Evaluation:
     stage = open_stage(run, "12_evaluation", test=data.dataset.fingerprint("test"))
     split = "validation" if (test["label"] == HIDDEN).all() else "test"
     if not stage.done:
-        seen = test_images(run, data.dataset)
+        seen = test_images(run, data.dataset, data.survey)
         rows = seen.rows
         shown, images = (seen.pixels, rows, test["label"].to_numpy()[rows]), test.iloc[rows]
         model, validation = compose(run).model, data.part("validation")
@@ -91,7 +91,7 @@ def evaluate(run: Run) -> Evaluation:
         model.save(run.folder / MODEL)
         stage.finish()
     scored = stage.table("scored")
-    pixels = test_images(run, data.dataset).pixels if split == "test" else data.pixels
+    pixels = test_images(run, data.dataset, data.survey).pixels if split == "test" else data.pixels
     labels, predicted = scored["label"].to_numpy(), scored["final"].to_numpy()
     return Evaluation(
         split,

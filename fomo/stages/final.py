@@ -92,7 +92,7 @@ def make_model(
     """The model of these networks, with all that it takes to use it; `heads` describes those of each network."""
     description = {"backbone": run.config.backbone, "heads": [asdict(head) for head in heads]}
     description |= {"views": list(networks[0].views), "temperatures": temperatures, "handicaps": handicaps}
-    description |= {"classes": data.dataset.classes, "channels": data.pixels.shape[1]}
+    description |= {"classes": data.dataset.classes, "channels": data.survey.channels, "ranges": data.survey.ranges}
     description |= {"image_size": run.config.image_size, "fit": run.config.fit, "crop": run.config.crop}
     return Model(FinalClassifier(networks, temperatures, handicaps).eval(), description)
 

@@ -1,7 +1,7 @@
 """Stage 1: all images are read, resized and cropped; those of the train split are looked over, and divided in two."""
 
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,17 +16,21 @@ from fomo.data.datasets import Dataset, check_classes, dataset_of, rare_classes,
 from fomo.data.division import divide, sample
 from fomo.data.images import store_pixels
 from fomo.data.inspection import digests, leaks
+from fomo.data.survey import Survey, survey
 from fomo.networks.backbones import Backbone
 from fomo.stages.common import open_stage, step
-from fomo.storage import write_table
+from fomo.stages.planning import load_facts
+from fomo.storage import read_json, write_json, write_table
 
 
 @dataclass(frozen=True)
 class Preprocessed:
     """Train and validation images: `images` (file, label, split, row in `pixels`), `pixels`, uint8 (images, channels,
-    side, side), `left_out` (file, reason), and `notes`, what there is to say about them."""
+    side, side), `left_out` (file, reason), `survey`, how the numbers in files become pixels, and `notes`, what there is
+    to say about them."""
 
     dataset: Dataset
+    survey: Survey
     images: pd.DataFrame
     pixels: np.ndarray
     left_out: pd.DataFrame
@@ -66,7 +70,9 @@ def preprocess(run: Run) -> Preprocessed:
     dataset, stage = dataset_of(run.config), open_stage(run, "1_preprocessing")
     if not stage.done:
         images = dataset.train.sort_values("file", ignore_index=True)
-        unreadable = read_pixels(run, dataset, images["file"], stage.path("pixels.npy"))
+        facts = load_facts(run)
+        found = Survey(facts.grey, facts.ranges) if facts else survey(dataset)
+        unreadable = read_pixels(run, dataset, images["file"], stage.path("pixels.npy"), found)
         seen = digests(dataset)
         leaked = leaks(seen)
         left_out = unreadable
@@ -75,12 +81,13 @@ def preprocess(run: Run) -> Preprocessed:
         images = images.assign(row=range(len(images)))[~images["file"].isin(left_out["file"])]
         rare = list(rare_classes(dataset.classes, images["label"])) if run.config.on_rare == "drop" else []
         dataset, images, left_out = _drop(dataset, images, left_out, rare)
-        missing = test_images(run, dataset).left_out
+        missing = test_images(run, dataset, found).left_out
         _refuse(run, stage, dataset, pd.concat([unreadable, missing]))
         images, notes = _divided(dataset, images, run.config)
-        notes = [*dataset.notes, *notes, *_notes(dataset, images, unreadable, leaked, seen, run.config)]
+        notes = [*dataset.notes, *found.notes(), *notes, *_notes(dataset, images, unreadable, leaked, seen, run.config)]
         if len(missing):
             notes.append(f"{len(missing)} test images cannot be read, left out: {some(list(missing['file']))}")
+        write_json(stage.path("survey.json"), asdict(found))
         stage.save_table("images", images)
         stage.save_table("left_out", pd.concat([dataset.left_out, left_out, missing]))
         stage.save_table("classes", pd.DataFrame({"number": range(len(dataset.classes)), "class": dataset.classes}))
@@ -88,7 +95,8 @@ def preprocess(run: Run) -> Preprocessed:
         stage.finish()
     notes, classes = stage.table("notes")["note"].tolist(), set(stage.table("classes")["class"])
     dataset = without(dataset, [number for number, one in enumerate(dataset.classes) if one not in classes])
-    return Preprocessed(dataset, stage.table("images"), stage.array("pixels"), stage.table("left_out"), notes)
+    found = Survey(**read_json(stage.path("survey.json")))
+    return Preprocessed(dataset, found, stage.table("images"), stage.array("pixels"), stage.table("left_out"), notes)
 
 
 def _drop(
@@ -104,12 +112,12 @@ def _drop(
 
 
 @step("1_test_images")
-def test_images(run: Run, dataset: Dataset) -> Unseen:
+def test_images(run: Run, dataset: Dataset, found: Survey) -> Unseen:
     """The images of the test split, read, resized and cropped; nobody looks at their labels."""
     files = dataset.test()["file"]
     stage = open_stage(run, "1_test_images", test=dataset.fingerprint("test"))
     if not stage.done:
-        left_out = read_pixels(run, dataset, files, stage.path("test.npy"))
+        left_out = read_pixels(run, dataset, files, stage.path("test.npy"), found)
         if len(left_out) == len(files):
             stage.path("test.npy").unlink()  # or repaired ones would be refused as another data set
             raise UserError(f"none of the {len(files)} test images of {dataset.name} can be read; repair them")
@@ -126,9 +134,7 @@ def _divided(dataset: Dataset, images: pd.DataFrame, config: Config) -> tuple[pd
     divided, notes = divide_images(images, config.validation_share, config.seed), []
     if "validation" in images and len(lacking := one_sided(divided)):
         named = some([dataset.classes[label] for label in lacking])
-        notes.append(
-            f"train and validation are divided anew, for as they are given one of them has no image of {named}"
-        )
+        notes.append(f"train and validation are divided anew, for one of those given has no image of {named}")
         divided = divide_images(images.drop(columns="validation"), config.validation_share, config.seed)
     for label in one_sided(divided):
         raise UserError(
@@ -179,10 +185,11 @@ def one_sided(images: pd.DataFrame) -> pd.Index:
     return sides.index[sides < 2]
 
 
-def read_pixels(run: Run, dataset: Dataset, files: pd.Series, path: Path) -> pd.DataFrame:
+def read_pixels(run: Run, dataset: Dataset, files: pd.Series, path: Path, found: Survey) -> pd.DataFrame:
     """Stores the pixels of `files` (`images.store_pixels`); returns (file, reason) of those that cannot be read."""
     config = run.config
     options = {"description": f"reading {path.stem} images", "crop": config.crop, "fit": config.fit}
+    options |= {"channels": found.channels, "ranges": found.ranges}
     return store_pixels(dataset, files, path, config.image_size, **options)
 
 

@@ -56,7 +56,7 @@ def evaluate_so_far(run: Run) -> str:
         raise UserError("no model is there yet; the same command goes on from here")
     data, model = preprocess(run), load_model(path)
     test = data.dataset.test()
-    seen = test_images(run, data.dataset)
+    seen = test_images(run, data.dataset, data.survey)
     rows = seen.rows[test["label"].to_numpy()[seen.rows] >= 0]
     part = (seen.pixels, rows, test["label"].to_numpy()[rows]) if len(rows) else data.part("validation")
     model.classifier.to(run.device)

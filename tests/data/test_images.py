@@ -1,5 +1,7 @@
 import io
 import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -14,7 +16,8 @@ from torchvision.transforms import v2
 
 import fomo
 from fomo.data.datasets import Folder, load_dataset
-from fomo.data.images import as_seen, store_pixels, to_pixels
+from fomo.data.images import as_seen, for_each, store_pixels, to_pixels
+from fomo.data.survey import survey
 
 
 @pytest.fixture
@@ -26,7 +29,13 @@ def folder(tmp_path):
 def stored(folder, path, side=16):
     """The pixels of the train images, and what is said of the damaged ones."""
     dataset = load_dataset(folder)
-    damaged = store_pixels(dataset, dataset.train["file"], path, side, "reading")
+    return store(dataset, dataset.train["file"], path, side)
+
+
+def store(dataset, files, path, side=16, **options):
+    """The pixels of `files`, and what is said of the damaged ones."""
+    found = survey(dataset)
+    damaged = store_pixels(dataset, files, path, side, "reading", found.channels, found.ranges, **options)
     return np.load(path), damaged
 
 
@@ -87,29 +96,6 @@ def test_colours_are_kept_to_the_bit_in_lossless_formats(suffix):
     mode, values = seen(Image.fromarray(COLOURS), suffix)
     assert mode == "RGB"
     assert np.array_equal(values, COLOURS)
-
-
-@pytest.mark.parametrize("suffix", ["png", "tif"])
-def test_sixteen_bit_grey_is_not_white(suffix):
-    mode, values = seen(Image.fromarray(RAMP.astype(np.uint16) * 257), suffix)
-    assert mode == "L"
-    assert np.array_equal(values, RAMP)
-
-
-def test_thirty_two_bit_integers_of_sixteen_bits_keep_their_shades():
-    assert np.array_equal(seen(Image.fromarray(RAMP.astype(np.int32) * 257), "tif")[1], RAMP)
-
-
-@pytest.mark.parametrize("scale", [1, 255])
-def test_floats_from_0_to_1_and_from_0_to_255_keep_their_shades(scale):
-    values = seen(Image.fromarray((RAMP / 255 * scale).astype(np.float32)), "tif")[1]
-    assert np.abs(values - RAMP).max() <= 1
-
-
-def test_floats_beyond_what_can_be_shown_are_clipped():
-    values = np.full((24, 24), 128, np.float32)
-    values[0], values[1] = -5, 300
-    assert [row[0] for row in seen(Image.fromarray(values), "tif")[1][:3]] == [0, 255, 128]
 
 
 def test_black_and_white_image_is_grey():
@@ -219,9 +205,9 @@ def test_images_of_many_sizes_are_stored_in_the_order_asked(tmp_path):
         Image.new("RGB", size, (10 * number, 0, 0)).save(folder / "images_train" / f"00{number}.png")
     dataset = load_dataset(folder)
     files = dataset.train["file"][::-1]
-    assert store_pixels(dataset, files, tmp_path / "pixels.npy", 16, "reading").empty
-    pixels = np.load(tmp_path / "pixels.npy")[::-1]
-    assert [int(image[0].max()) for image in pixels[:4]] == [0, 10, 20, 30]
+    pixels, damaged = store(dataset, files, tmp_path / "pixels.npy")
+    assert damaged.empty
+    assert [int(image[0].max()) for image in pixels[::-1][:4]] == [0, 10, 20, 30]
 
 
 # ---- damage
@@ -367,8 +353,7 @@ def rows(folder) -> dict[str, np.ndarray | str]:
     """The pixels of each image of both splits, or why it cannot be read."""
     dataset = load_dataset(folder)
     files = pd.concat([dataset.train["file"], dataset.test()["file"]])
-    damaged = store_pixels(dataset, files, folder.with_name("pixels.npy"), 16, "reading")
-    pixels = np.load(folder.with_name("pixels.npy"))
+    pixels, damaged = store(dataset, files, folder.with_name("pixels.npy"))
     return dict(zip(files, pixels, strict=True)) | dict(zip(damaged["file"], damaged["reason"], strict=True))
 
 
@@ -449,5 +434,33 @@ def test_ends_of_a_very_long_image_are_kept(fit):
 def test_images_are_stored_as_they_are_fitted(folder, wide, tmp_path, fit):
     wide.save(folder / "images_train" / "000.png")
     dataset = load_dataset(folder)
-    assert store_pixels(dataset, dataset.train["file"], tmp_path / "pixels.npy", 16, "reading", 1.0, fit).empty
-    assert np.array_equal(np.load(tmp_path / "pixels.npy")[0], to_pixels(wide, 16, 3, 1.0, fit))
+    pixels, damaged = store(dataset, dataset.train["file"], tmp_path / "pixels.npy", crop=1.0, fit=fit)
+    assert damaged.empty
+    assert np.array_equal(pixels[0], to_pixels(wide, 16, 3, 1.0, fit))
+
+
+# ---- one after another
+
+
+def test_results_come_in_order_and_only_few_are_held():
+    drawn = []
+
+    def draw():
+        for number in range(200):
+            drawn.append(number)
+            yield number
+
+    results = for_each(lambda number: 2 * number, draw())
+    assert next(results) == 0
+    assert len(drawn) <= 8 * os.cpu_count() + 1
+    assert list(results) == list(range(2, 400, 2))
+
+
+def test_bars_are_shown_unless_there_is_no_description_or_tqdm_is_told(capsys):
+    list(for_each(str, [1, 2], "reading"))
+    assert "reading" in capsys.readouterr().err
+    list(for_each(str, [1, 2]))
+    assert capsys.readouterr().err == ""
+    code = "from fomo.data.images import for_each; list(for_each(str, [1, 2], 'reading'))"
+    command, environment = [sys.executable, "-c", code], os.environ | {"TQDM_DISABLE": "1"}
+    assert subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stderr == ""

@@ -128,7 +128,7 @@ def test_same_picture_in_another_size_is_nearly_identical(folder):
 def test_flat_images_are_not_taken_for_one_another(folder):
     Image.new("RGB", (120, 120), "black").save(folder / "images_train" / "0.png")
     Image.new("RGB", (120, 120), "white").save(folder / "images_test" / "0.png")
-    assert found(folder) == {}
+    assert found(folder) == {"constant images, of one colour only": 2}
 
 
 def test_groups_that_straddle_are_counted_with_their_images(folder):
@@ -168,6 +168,103 @@ def test_unbalanced_classes_are_in_the_verdict(folder):
 def test_notes_of_the_data_set_are_in_the_verdict(tmp_path):
     folder = toys.write_class_folders(tmp_path / "folders", count=5)
     assert "there is no test split; one image in 5 was cut off" in fomo.inspect(str(folder)).verdict()
+
+
+# ---- oddities
+
+
+def odd(folder) -> dict[str, tuple[int, str]]:
+    """The count and the details of what is odd about some images; the verdict names it, too."""
+    inspection = fomo.inspect(str(folder))
+    table = inspection.findings().iloc[13:]
+    for row in table.itertuples():
+        assert f"{row.count} {row.finding}: {row.details}" in inspection.verdict()
+    return {finding: (count, details) for finding, count, details in table.itertuples(index=False)}
+
+
+def store(folder, name: str, values: np.ndarray) -> None:
+    Image.fromarray(values).save(folder / name, "tiff")
+
+
+def measured(folder) -> np.ndarray:
+    """Makes the images floats from 0 to 1; returns those of the first train image."""
+    for path in folder.glob("images_*/*.png"):
+        with Image.open(path) as image:
+            values = np.asarray(image.convert("L")).astype(np.float32) / 255
+        store(folder, path.relative_to(folder), values)
+    with Image.open(folder / "images_train" / "0.png") as image:
+        return np.array(image)
+
+
+def test_image_with_numbers_that_are_none_is_named(folder):
+    values = measured(folder)
+    for name, defect in {"images_train/0.png": np.nan, "images_test/1.png": np.inf}.items():
+        values[3, 3] = defect
+        store(folder, name, values)
+    finding = "images with numbers that are none (NaN, infinite), seen as black"
+    assert odd(folder)[finding] == (2, "images_train/0.png, images_test/1.png")
+    assert "float32 images: 0 is seen as black and 1 as white" in fomo.inspect(str(folder)).verdict()
+
+
+def test_image_that_is_clipped_unlike_the_rest_is_named(folder):
+    values = measured(folder)
+    values[: len(values) // 2] = 5
+    store(folder, "images_train/0.png", values)
+    assert odd(folder) == {
+        "images that are clipped, unlike the rest": (1, "30% or more of them black or white: images_train/0.png")
+    }
+
+
+def test_background_that_all_images_have_is_not_called_clipped(folder):
+    for path in folder.glob("images_*/*.png"):
+        with Image.open(path) as image:
+            image.load()
+        image.paste("white", (0, 0, 120, 60))
+        image.save(path)
+    assert odd(folder) == {}
+
+
+def test_image_of_another_kind_is_named(folder):
+    with Image.open(folder / "images_train" / "2.png") as image:
+        store(folder, "images_train/2.png", np.asarray(image.convert("L")).astype(np.uint16) * 16)
+    assert odd(folder) == {"images of another kind than most": (1, "most are RGB: images_train/2.png")}
+    assert fomo.inspect(str(folder)).images["mode"][2] == "uint16"
+
+
+def test_test_image_of_a_kind_that_train_lacks_is_unreadable(folder):
+    store(folder, "images_test/2.png", np.arange(400, dtype=np.uint16).reshape(20, 20))
+    details = fomo.inspect(str(folder)).findings().set_index("finding").loc["unreadable images", "details"]
+    assert details.startswith("images_test/2.png (holds uint16, which no train image does")
+
+
+@pytest.mark.parametrize("form", ["gif", "tiff", "webp"])
+def test_pages_that_are_not_looked_at_are_counted(folder, form):
+    for name, pages in {"1.png": 5, "2.png": 2}.items():
+        rest = [photograph(number) for number in range(10, 9 + pages)]
+        photograph(3).save(folder / "images_train" / name, form, save_all=True, append_images=rest)
+    assert odd(folder)["images with pages that are not looked at"] == (
+        2,
+        "all but the first of up to 5: images_train/1.png, images_train/2.png",
+    )
+
+
+def test_channels_that_are_not_looked_at_are_counted(folder):
+    image = Image.merge("RGBX", [*photograph(1).split(), Image.new("L", (120, 120))])
+    image.save(folder / "images_train" / "1.png", "tiff")
+    assert odd(folder) == {"images with channels that are not looked at": (1, "up to 1: images_train/1.png")}
+
+
+def test_share_that_a_crop_cuts_away_is_told_where_images_are_no_squares(folder):
+    for path in folder.glob("images_*/*.png"):
+        with Image.open(path) as image:
+            image.resize((160, 80)).save(path)
+    cut = "fit='crop' cuts away 50% of a typical one, fit='squish' or 'pad' nothing"
+    assert odd(folder) == {"images that are no squares": (10, cut)}
+
+
+def test_few_oblong_images_are_not_worth_a_word(folder):
+    photograph(3).resize((160, 80)).save(folder / "images_train" / "0.png")
+    assert odd(folder) == {}
 
 
 # ---- examples

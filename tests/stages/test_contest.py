@@ -20,6 +20,7 @@ FACTS = {
     "grouped": False,
     "side": 64,
     "grey": False,
+    "ranges": {},
     "decoded": 500.0,
     "free": 1e9,
     "solver": 1.0,

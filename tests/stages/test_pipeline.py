@@ -16,7 +16,7 @@ import fomo
 from fomo.config import UserError
 
 ARTEFACTS = {
-    "1_preprocessing": ["images.csv", "left_out.csv", "notes.csv", "pixels.npy"],
+    "1_preprocessing": ["images.csv", "left_out.csv", "notes.csv", "pixels.npy", "survey.json"],
     "2_probe": ["features.npy", "head.pt", "strengths.csv"],
     "3_finetuning": ["history.csv", "weights.pt"],
     "4_bayesian_optimization": ["trials.csv"],
@@ -215,6 +215,23 @@ def test_full_disk_leaves_no_half_written_file_and_a_later_call_works(own_datase
 def test_pipeline_runs_with_another_network(own_dataset):
     evaluation = fomo.evaluate(toys.tiny_run(own_dataset, backbone="test_resnet", **toys.SHORT))
     assert np.isfinite(evaluation.metrics["value"]).all()
+
+
+def test_counts_of_twelve_bits_are_seen_alike_by_training_test_and_model(tmp_path):
+    folder = toys.write_dataset(tmp_path / "counts", train=5, test=2, shape=(24, 24))
+    for path in folder.glob("images_*/*.png"):
+        with Image.open(path) as image:
+            values = np.asarray(image).astype(np.uint16) * 16
+        Image.fromarray(values).save(path)
+    run = toys.tiny_run(folder, **toys.SHORT)
+    evaluation, data = fomo.evaluate(run), fomo.preprocess(run)
+    assert data.notes[0] == "uint16 images: 0 is seen as black and 4095 as white, as found in train"
+    assert 20 < data.pixels.mean() < 150
+    model = fomo.load_model(evaluation.model_path)
+    assert model.ranges == {"uint16": [0, 4095]}
+    predicted = model.predict(folder / file for file in evaluation.predictions["file"])
+    assert np.allclose(predicted["confidence"], evaluation.predictions["confidence"], atol=1e-5)
+    assert predicted["class"].tolist() == [toys.CLASSES[label] for label in evaluation.predictions["final"]]
 
 
 def test_grey_images_are_classified_also_by_a_transformer(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 import fomo
 from fomo.config import UserError
 from fomo.networks.weights import OFFLINE, ONLINE
-from fomo.stages import facts, rules
+from fomo.stages import rules, timing
 from fomo.stages.common import STAGES
 from fomo.stages.planning import another, looked_at
 
@@ -84,8 +84,8 @@ def test_no_further_network_is_timed_once_that_has_taken_its_time(dataset, monke
         time.sleep(0.005)
         return [{"backbone": name}]
 
-    monkeypatch.setattr(facts, "time_network", time_network)
-    table = facts.time_networks(fomo.Run(dataset, minutes=minutes), ["a", "b"], 2)
+    monkeypatch.setattr(timing, "time_network", time_network)
+    table = timing.time_networks(fomo.Run(dataset, minutes=minutes), ["a", "b"], 2)
     assert table["backbone"].tolist() == timed
 
 
@@ -110,5 +110,5 @@ def test_network_of_any_kind_is_planned_and_run(dataset, backbone, tmp_path, mon
     run = fomo.Run(dataset, minutes=2, backbone=backbone, weights="random", bootstrap=50, **searches)
     assert "final" in fomo.evaluate(run).predictions
     assert run.clock.left > 0
-    fixed = backbone == "test_vit"
-    assert set(fomo.plan(run).contest.table["side"]) == ({160} if fixed else {64, 128, 192, 256})
+    sides = set(fomo.plan(run).contest.table["side"])
+    assert sides == {160} if backbone == "test_vit" else len(sides) > 1  # which ones, is for the machine's pace to say

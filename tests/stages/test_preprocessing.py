@@ -277,8 +277,9 @@ def test_refused_test_images_are_read_anew_once_they_are_repaired(own_dataset):
     with pytest.raises(UserError, match="cannot read"):
         fomo.preprocess(run)
     path.write_bytes(content)
-    assert fomo.preprocess(run).left_out.empty
-    assert len(read_test_images(run, load_dataset(own_dataset)).rows) == 6
+    data = fomo.preprocess(run)
+    assert data.left_out.empty
+    assert len(read_test_images(run, data.dataset, data.survey).rows) == 6
 
 
 def test_class_that_becomes_rare_is_dropped_where_that_is_asked_for(own_dataset):

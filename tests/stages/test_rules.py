@@ -30,7 +30,7 @@ FOUND = pd.DataFrame(
     fit="crop", macro_f1=lambda table: table["accuracy"], log_loss=lambda table: -np.log(table["accuracy"]), seconds=1.0
 )
 FACTS = {"test": 500, "classes": 10, "smallest": 60, "grouped": False, "side": 100, "aspect": 1.0, "grey": False}
-FACTS |= {"decoded": 400.0, "free": 8e9, "solver": 1.0, "speeds": SPEEDS}
+FACTS |= {"decoded": 400.0, "ranges": {}, "free": 8e9, "solver": 1.0, "speeds": SPEEDS}
 CONTEST = Contest(FOUND, "crop", pd.DataFrame(), "horizontal", cuts=False)
 CONFIG = Config("photos", **PRESETS["auto"])
 SIZES = (300, 3000, 30_000)
