@@ -169,6 +169,18 @@ def runs_folder(dataset: str) -> Path:
     return Path(os.environ.get("FOMO_RUNS") or ROOT / "data" / "runs") / label
 
 
+def named(dataset: str) -> str:
+    """The data set that is meant: one of `DATASETS`, which a colon marks as such, or a path. Raises `UserError` where a
+    folder or file here is called like one of these."""
+    name = dataset.removesuffix(":")
+    if name not in DATASETS or name != dataset:
+        return name if name in DATASETS else dataset
+    here, own = Path(name).resolve(), ROOT / "data" / name
+    if here.exists() and here != own:
+        raise UserError(f"'{name}' is a data set of the report, and {here} is there, too; give ./{name} or {name}:")
+    return name
+
+
 def usual_preset(dataset: str, minutes: float | None = None) -> str:
     """The preset of a run that names none: `quick` for the sample, which it was made for, unless minutes are given;
     `auto` for all else."""

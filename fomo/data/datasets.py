@@ -51,6 +51,13 @@ class Dataset:
         where leaks are looked for."""
         return self.read_test()
 
+    @property
+    def place(self) -> str:
+        """The data set as text, with the folder that it is read from."""
+        path = self.source.path
+        shown = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+        return f"{self.name} ({shown})" if self.name in DATASETS else self.name
+
     def fingerprint(self, split: str = "train") -> str:
         """A hash of a split's files (name, size, time), labels and class names: another one means other data."""
         table = self.train if split == "train" else self.test()

@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 from sklearn.neighbors import NearestNeighbors
 
-from fomo.config import runs_folder, some
+from fomo.config import named, runs_folder, some
 from fomo.data.datasets import Dataset, load_dataset
+from fomo.data.folders import said
 from fomo.data.images import for_each, to_pixels
 from fomo.data.look import HASH_SIZE, look, oddities
 from fomo.data.survey import Survey, survey
@@ -90,6 +91,8 @@ class Inspection:
                 ("test images of such a group", int(test["group"].isin(straddling).sum()), ""),
                 ("train images of such a group", int(train["group"].isin(straddling).sum()), ""),
             ]
+        left_out = self.dataset.left_out
+        rows += [("files left out", len(left_out), some(said(left_out)))] * bool(len(left_out))
         return pd.DataFrame([*rows, *oddities(images)], columns=["finding", "count", "details"])
 
     def examples(self) -> tuple[np.ndarray, list[str]]:
@@ -127,7 +130,7 @@ class Inspection:
             words.append(f"the classes are unbalanced, {counts.max()} to {counts.min()}: read macro F1, not accuracy")
         words += [f"{count} {finding}: {details}" for finding, count, details in oddities(self.images)]
         words += [*self.survey.notes(), *self.dataset.notes]
-        return f"{self.dataset.name}: " + ("; ".join(words) or "nothing was found") + "."
+        return f"{self.dataset.place}: " + ("; ".join(words) or "nothing was found") + "."
 
     def _split(self, name: str) -> pd.DataFrame:
         return self.images[self.images["split"] == name]
@@ -177,7 +180,7 @@ def _repeated(images: pd.DataFrame) -> pd.Series:
 
 def inspect(dataset: str | Dataset) -> Inspection:
     """The `Inspection` of a data set (a name, a path, or loaded). All images are read once; the result is stored."""
-    dataset = dataset if isinstance(dataset, Dataset) else load_dataset(dataset)
+    dataset = dataset if isinstance(dataset, Dataset) else load_dataset(named(dataset))
     images = both_splits(dataset)
     folder = runs_folder(dataset.name) / f"inspection-{dataset.fingerprint()}-{dataset.fingerprint('test')}"
     if not (folder / "survey.json").exists():

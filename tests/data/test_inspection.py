@@ -9,6 +9,7 @@ from PIL import Image
 
 import fomo
 from fomo.__main__ import main
+from fomo.config import UserError
 from fomo.data.datasets import Folder, load_dataset
 from fomo.data.inspection import digests, leaks, suspects
 
@@ -391,3 +392,29 @@ def test_command_prints_names_in_any_script(tmp_path, capsys, name):
     (folder / "top" / f"{name}.png").write_bytes(b"text")
     assert main(["inspect", str(folder)]) == 0
     assert "1 images cannot be read" in capsys.readouterr().out
+
+
+# ---- which data set
+
+
+def test_files_left_out_are_a_finding(tmp_path):
+    folder = toys.write_class_folders(tmp_path / "own", count=4)
+    (folder / "top" / "notes.txt").write_text("x")
+    findings = fomo.inspect(str(folder)).findings().set_index("finding")
+    assert findings.loc["files left out", "count"] == 1
+    assert "(not an image): 1 in top/" in findings.loc["files left out", "details"]
+
+
+def test_name_that_is_also_a_folder_here_is_refused_with_both_ways_to_say_it(tmp_path, monkeypatch):
+    toys.write_class_folders(tmp_path / "emotions", count=4)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"'emotions' .* is there, too; give ./emotions or emotions:"):
+        fomo.inspect("emotions")
+    assert str(tmp_path / "emotions") in fomo.inspect("./emotions").verdict()
+    with pytest.raises(UserError, match="give ./emotions or emotions:"):
+        fomo.Run("emotions")
+    assert fomo.Run("emotions:").config.dataset == "emotions"
+
+
+def test_folder_that_a_named_data_set_is_read_from_is_said():
+    assert fomo.inspect("fashion_sample").verdict().startswith("fashion_sample (data/fashion_sample): ")
