@@ -15,7 +15,7 @@ import torch
 
 from fomo.clock import Clock
 from fomo.config import NAMED, ROOT, UserError, make_config, runs_folder, usual_preset
-from fomo.storage import atomic, read_json, read_table, write_json, write_table
+from fomo.storage import atomic, read_json, read_table, sweep, write_json, write_table
 
 
 def differing(stored: dict, asked: dict) -> str:
@@ -74,8 +74,7 @@ class Stage:
         seconds = max(seconds, sum(costs.values()))  # which tell of what came before a kill, too
         cost = {"seconds": seconds + before.get("seconds", 0), "peak_memory_mb": memory, "resumed": self._resumed}
         self._write(done=True, **cost, threads=torch.get_num_threads(), **costs)
-        for leftover in self.folder.glob(".*.tmp"):
-            leftover.unlink(missing_ok=True)
+        sweep(self.folder)
 
     def path(self, name: str) -> Path:
         return self.folder / name

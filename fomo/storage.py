@@ -1,25 +1,77 @@
 """What is stored: json, tables, arrays, weights; each whole or not at all."""
 
+import errno
+import fcntl
 import io
 import json
 import mmap
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import pandas as pd
+
+LOCKED: set[TextIO] = set()  # a forked process would keep them locked when this one is dead
+os.register_at_fork(after_in_child=lambda: [file.close() for file in LOCKED])
 
 
 @contextmanager
 def atomic(path: Path):
     """Yields a temporary path beside `path` that takes its place when the block ends well, and vanishes otherwise."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with _locked(temporary):
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    sweep(path.parent, escape(path.name))
+
+
+def sweep(folder: Path, name: str = "*") -> None:
+    """Removes from `folder` what dead processes have left of the files called so: a living one's is locked."""
+    for leftover in folder.glob(f".{name}.*.tmp"):
+        with suppress(OSError), leftover.open("r+") as file:  # it may be gone, locked, another user's
+            if _flock(file, fcntl.LOCK_NB) and _is_at(file, leftover):
+                leftover.unlink()
+
+
+@contextmanager
+def _locked(path: Path):
+    """Yields the file in `path`, open, which is made if there is none, and locked in the block."""
+    while True:
+        with path.open("a+") as file:
+            _flock(file)
+            if _is_at(file, path):  # who had the lock may have removed it
+                LOCKED.add(file)
+                try:
+                    yield file
+                finally:
+                    LOCKED.discard(file)
+                return
+
+
+def _flock(file: TextIO, flags: int = 0) -> bool:
+    """Locks an open file until it is closed, or its process dies; returns whether the file system can do that. Raises
+    `BlockingIOError` where another process has the lock, and the flags do not let this one wait."""
     try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        fcntl.flock(file, fcntl.LOCK_EX | flags)
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        return False
+    return True
+
+
+def _is_at(file: TextIO, path: Path) -> bool:
+    """Whether `path` is a name of the open file."""
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    return False
 
 
 def write_bytes(path: Path, content: bytes) -> None:
