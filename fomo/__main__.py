@@ -97,27 +97,30 @@ def _evidence() -> str:
 def _report(given: argparse.Namespace, begun: float) -> str:
     """Runs the pipeline with the parameters given; returns the closing line. The minutes count from `begun` on, what is
     imported included."""
-    run, settings = _run(given)
+    asked = _asked(given)
     from fomo.report import report
 
-    run.clock.add(time.perf_counter() - begun)
-    parameters = {"DATASET": run.config.dataset, "PRESET": run.preset, "SEED": run.config.seed}
-    parameters |= {"MINUTES": settings.pop("minutes", None)}
-    return report(run, parameters | {"SETTINGS": settings})
+    seconds = time.perf_counter() - begun
+    run = fomo.Run(**asked)  # which may wait for another process
+    run.clock.add(seconds)
+    parameters = {"DATASET": asked.pop("dataset"), "PRESET": run.preset, "SEED": asked.pop("seed")}
+    parameters |= {"MINUTES": asked.pop("minutes", None)}
+    del asked["preset"]
+    return report(run, parameters | {"SETTINGS": asked})
 
 
 def _results(given: argparse.Namespace) -> str:
     """Keeps the results of the run with the parameters given; returns tables of all runs that are kept: beside the
     report's, over seeds, and with leaks."""
     results = fomo.results
-    folder = results.collect(_run(given)[0])
+    folder = results.collect(fomo.Run(**_asked(given)))
     tables = [results.measured(), results.spread(), results.leaked()]
     shown = "\n\n".join(table.to_string(index=False) for table in tables if len(table))
     return f"{shown}\n\nkept in {folder}"
 
 
-def _run(given: argparse.Namespace) -> tuple["fomo.Run", dict]:
-    """The run with the parameters given, and its settings: those asked for besides data set, preset and seed."""
+def _asked(given: argparse.Namespace) -> dict:
+    """What the parameters given ask of `fomo.Run`: data set, preset, seed, and the settings that are not empty."""
     if not given.seed.isdecimal():
         raise UserError(f"seed '{given.seed}' is not a whole number from 0")
     if given.image_size and not given.image_size.isdecimal():
@@ -138,7 +141,7 @@ def _run(given: argparse.Namespace) -> tuple["fomo.Run", dict]:
     preset = given.preset or None
     make_config(dataset, preset, seed=int(given.seed), **settings)  # a wrong name is refused at once
     plan = {"plan": str(Path(given.plan).expanduser().absolute())} if given.plan else {}
-    return fomo.Run(dataset, preset, seed=int(given.seed), **plan, **settings), plan | settings
+    return {"dataset": dataset, "preset": preset, "seed": int(given.seed)} | plan | settings
 
 
 if __name__ == "__main__":

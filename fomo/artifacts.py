@@ -6,6 +6,7 @@ import os
 import resource
 import shutil
 import time
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import torch
 
 from fomo.clock import Clock
 from fomo.config import NAMED, ROOT, UserError, make_config, runs_folder, usual_preset
-from fomo.storage import atomic, read_json, read_table, sweep, write_json, write_table
+from fomo.storage import Lock, atomic, read_json, read_table, sweep, write_json, write_table
 
 
 def differing(stored: dict, asked: dict) -> str:
@@ -105,8 +106,8 @@ class Run:
 
     Results lie under data/runs (FOMO_RUNS), figures under figures (FOMO_FIGURES), in folders whose names tell the data
     set and what is not as usual (`variant`): the preset, network, weights, seed and the settings in `NAMED`. With
-    FOMO_FRESH=1 in the environment the run's stored results are deleted first. Raises `UserError` for an unknown name
-    or setting.
+    FOMO_FRESH=1 in the environment the run's stored results are deleted first. One process at a time computes a run
+    (`alone`). Raises `UserError` for an unknown name or setting.
     """
 
     def __init__(
@@ -147,11 +148,14 @@ class Run:
         self.folder = runs_folder(dataset) / (name or "-".join([preset, self.config.backbone, *chosen, f"seed{seed}"]))
         figures = Path(os.environ.get("FOMO_FIGURES") or ROOT / "figures")
         self.figures = figures / (self.folder.parent.name + self.variant)
-        if os.environ.get("FOMO_FRESH") == "1":
-            shutil.rmtree(self.folder, ignore_errors=True)
-        if plan is not None and not (self.folder / "plan.json").exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_json(self.folder / "plan.json", decided)
+        self.lock = Lock(self.folder)
+        fresh = os.environ.get("FOMO_FRESH") == "1" and self.folder.exists()
+        with self.lock.held() if fresh else nullcontext():
+            if fresh:
+                shutil.rmtree(self.folder, ignore_errors=True)
+            if plan is not None and not (self.folder / "plan.json").exists():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                write_json(self.folder / "plan.json", decided)
         self.clock = Clock(self.config.minutes, self.folder)
 
     def __repr__(self) -> str:
@@ -163,6 +167,19 @@ class Run:
     def is_default(self) -> bool:
         """Whether this is the run of `make report` as it comes, whose outputs are in the committed notebooks."""
         return self.config == make_config("fashion_sample", "quick")
+
+    def finished(self, stage: str) -> bool:
+        """Whether the stage in this folder has its result."""
+        record = self.folder / stage / "stage.json"
+        return record.exists() and read_json(record)["done"]
+
+    @contextmanager
+    def alone(self, stage: str):
+        """No other process computes the run in the block, unless the stage in this folder has its result: then nobody
+        waits. What others have computed before counts."""
+        with nullcontext() if self.finished(stage) else self.lock.held():
+            self.clock.read()
+            yield
 
     def settle(self, settings: dict) -> None:
         """Puts the settings of a plan into `config`; those asked for stay."""

@@ -1,4 +1,4 @@
-"""What is stored: json, tables, arrays, weights; each whole or not at all."""
+"""What is stored: json, tables, arrays, weights; each whole or not at all. And locks: who may store it."""
 
 import errno
 import fcntl
@@ -6,7 +6,10 @@ import io
 import json
 import mmap
 import os
-from contextlib import contextmanager, suppress
+import sys
+import time
+from collections.abc import Callable
+from contextlib import contextmanager, nullcontext, suppress
 from glob import escape
 from pathlib import Path
 from typing import TextIO
@@ -40,12 +43,62 @@ def sweep(folder: Path, name: str = "*") -> None:
                 leftover.unlink()
 
 
+class Lock:
+    """Keeps other processes from what lies in `folder`. It ends with its process, however that ends.
+
+    A run that is sent to a worker process takes the lock along, for who has sent it waits for what comes back. The
+    lock's file lies beside the folder, which may be deleted by who holds it. Where the file system has no locks,
+    nothing is kept from anybody.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._file = folder.with_name(f".{folder.name}.lock")
+        self._depth = 0
+        self._told = ""  # whom this process has said to wait for
+
+    @property
+    def mine(self) -> bool:
+        """Whether this process has the lock."""
+        return self._depth > 0
+
+    @contextmanager
+    def held(self):
+        """No other process has the lock in the block: while one has it, this one waits, and says so. Blocks may lie in
+        each other."""
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        with nullcontext() if self.mine else _locked(self._file, self._tell) as file:
+            if file:
+                file.truncate(0)
+                print(f"process {os.getpid()} on {os.uname().nodename}", end="", file=file, flush=True)
+            self._depth += 1
+            try:
+                yield
+            finally:
+                self._depth -= 1
+                if file:
+                    self._file.unlink(missing_ok=True)
+
+    def _tell(self, file: TextIO) -> None:
+        time.sleep(0.1)  # who has got the lock writes its name into the file only then
+        file.seek(0)
+        holder = file.read() or "another process"
+        if holder != self._told:
+            self._told = holder
+            print(f"fomo: {holder} computes {self.folder}; waiting to go on with its result", file=sys.stderr)
+
+
 @contextmanager
-def _locked(path: Path):
-    """Yields the file in `path`, open, which is made if there is none, and locked in the block."""
+def _locked(path: Path, wait: Callable[[TextIO], None] = lambda file: None):
+    """Yields the file in `path`, open, which is made if there is none, and locked in the block. `wait` is called where
+    another process has the lock."""
     while True:
         with path.open("a+") as file:
-            _flock(file)
+            try:
+                _flock(file, fcntl.LOCK_NB)
+            except BlockingIOError:
+                wait(file)
+                _flock(file)
             if _is_at(file, path):  # who had the lock may have removed it
                 LOCKED.add(file)
                 try:

@@ -41,11 +41,13 @@ def plan(run: Run) -> Planned:
     """
     if not run.clock.limited:
         return Planned(asdict(run.config), rules.steps(run.config))
-    stage = _stage(run)
-    if not stage.done:
-        with run.clock.running():
-            _make(run, stage)
-            stage.finish()
+    with run.alone("0_plan"):
+        stage = _stage(run)
+        if not stage.done:
+            run.config = run.before  # it has the settings of a plan that was deleted (FOMO_FRESH) meanwhile
+            with run.clock.running():
+                _make(run, stage)
+                stage.finish()
     run.settle(run.clock.decisions["settings"])
     return Planned(run.clock.decisions["settings"], stage.table("steps"), load_facts(run), _load_contest(stage))
 
@@ -103,7 +105,7 @@ def _load_contest(stage: Stage) -> Contest:
 
 def settle(run: Run) -> None:
     """Gives a run the settings of its plan, which is made if there is none."""
-    if run.clock.limited and not run.settled:
+    if run.clock.limited and not (run.settled and run.finished("0_plan")):
         plan(run)
 
 
