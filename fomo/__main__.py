@@ -4,6 +4,7 @@ What a command needs is imported when it begins, so that help and refusals come 
 """
 
 import argparse
+import errno
 import os
 import sys
 import time
@@ -11,12 +12,19 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import fomo
-from fomo.config import CHOICES, DATASETS, PRESETS, UserError, make_config
+from fomo.config import CHOICES, DATASETS, PRESETS, UserError, figures_folder, make_config, runs_folder
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose messages are as short as a `UserError`'s."""
+
+    def error(self, message: str):
+        super().error(str(UserError(message)))
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command; returns the exit status: 0, or 2 after a message that says what to do."""
-    parser = argparse.ArgumentParser(prog="python -m fomo", description="finetune, optimise, search")
+    parser = Parser(prog="python -m fomo", description="finetune, optimise, search")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in (
         ("report", "all stages, the five notebooks, the figures"),
@@ -71,18 +79,41 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             print(_report(given, begun))
     except (UserError, ArithmeticError) as error:
-        print(f"fomo: {error}", file=sys.stderr)
-        return 2
+        return _refuse(str(error))
     except OSError as error:
-        advice = (
-            "results go to data/runs and figures: free some space, or name other folders by FOMO_RUNS, FOMO_FIGURES"
-        )
-        print(f"fomo: {error}; {advice}; what is computed is kept", file=sys.stderr)
-        return 2
+        return _refuse("; ".join([str(error), *_advice(error), "what is computed is kept"]))
     except KeyboardInterrupt:
         print("fomo: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
     return 0
+
+
+def _refuse(text: str) -> int:
+    """Says what is wrong; returns the exit status."""
+    print(f"fomo: {UserError(text)}", file=sys.stderr)
+    return 2
+
+
+def _advice(error: OSError) -> list[str]:
+    """What to do about an error of the system, as far as that is known."""
+    path = Path(os.fsdecode(error.filename)).absolute() if isinstance(error.filename, str | bytes) else None
+    results = [runs_folder("fashion_sample").parent.absolute(), figures_folder().absolute()]
+    elsewhere = "results go to data/runs and figures, or to the folders that FOMO_RUNS and FOMO_FIGURES name"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ["free some space", elsewhere]
+    advice = _missing_right(path) if path and error.errno in (errno.EACCES, errno.EPERM) else []
+    return advice + [elsewhere] * any(path and path.is_relative_to(folder) for folder in results)
+
+
+def _missing_right(path: Path) -> list[str]:
+    """What this process may not do that it has to where it is to read or write `path`."""
+    folders = [folder for folder in reversed(path.parents) if os.path.exists(folder)]
+    needed = [(folder, os.X_OK, "enter", "x") for folder in folders]
+    needed += [(path, os.R_OK, "read", "r"), (path, os.W_OK, "write", "w")] if os.path.exists(path) else []
+    for place, right, what, letter in [*needed, (folders[-1], os.W_OK, "write into", "w")]:
+        if not os.access(place, right):
+            return [f"you lack the right to {what} {place}, which its owner gives by chmod u+{letter}"]
+    return []
 
 
 def _evidence() -> str:

@@ -6,6 +6,7 @@ import os
 import resource
 import shutil
 import time
+from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -15,27 +16,29 @@ import pandas as pd
 import torch
 
 from fomo.clock import Clock
-from fomo.config import NAMED, ROOT, UserError, make_config, runs_folder, usual_preset
+from fomo.config import NAMED, UserError, figures_folder, make_config, runs_folder, usual_preset
 from fomo.storage import Lock, atomic, read_json, read_table, sweep, write_json, write_table
 
 
-def differing(stored: dict, asked: dict) -> str:
-    """The settings that were stored with another value than the one asked for, or that there are no more, as text."""
+def differing(stored: dict, asked: dict, tell: Callable[[str], str] = lambda name: "") -> str:
+    """The settings that were stored with another value than the one asked for, or that there are no more, as text.
+    `tell` may know better what has changed than the two values of a setting do."""
     gone = [f"{name}: stored {value}, no setting any more" for name, value in stored.items() if name not in asked]
     names = sorted(name for name, value in asked.items() if stored.get(name) != value)
-    return "; ".join([*(f"{name}: stored {stored.get(name)}, asked {asked[name]}" for name in names), *gone])
+    other = [tell(name) or f"{name}: stored {stored.get(name)}, asked {asked[name]}" for name in names]
+    return "; ".join([*other, *gone])
 
 
 class Stage:
     """The folder of one stage's result, bound to the settings that it is computed with.
 
     `config` holds the stage's own settings and those of all stages before it. Raises `UserError`, naming the fields
-    that differ, if the folder holds a result of other settings.
+    that differ (as `differing` does), if the folder holds a result of other settings.
     """
 
     spent = 0.0  # seconds that all stages finished by this process took
 
-    def __init__(self, folder: Path, config: dict):
+    def __init__(self, folder: Path, config: dict, tell: Callable[[str], str] = lambda name: ""):
         self.folder = folder
         self.config = json.loads(json.dumps(config))
         self._record = folder / "stage.json"
@@ -48,10 +51,11 @@ class Stage:
         if stored != self.config and not self.done and empty:  # nothing is lost
             self._write(done=False)
         elif stored != self.config:
+            other = differing(stored, self.config, tell)
             raise UserError(
-                f"{folder} was computed with other settings ({differing(stored, self.config)}). Ask for the stored "
-                "settings, give the new run a name of its own (Run(..., name=...)), delete this folder and those of "
-                "the stages after it, or compute all stages anew by make report with FOMO_FRESH=1"
+                f"{folder} was computed with other settings ({other}). Ask for the stored settings, give the new run "
+                "a name of its own (Run(..., name=...)), delete this folder and those of the stages after it, or "
+                "compute all stages anew by make report with FOMO_FRESH=1"
             )
 
     @property
@@ -146,8 +150,7 @@ class Run:
         seeded = [f"seed{seed}"] if seed else []
         self.variant = "".join(f"-{choice}" for choice in [*asked, *chosen, *seeded])  # of the usual run
         self.folder = runs_folder(dataset) / (name or "-".join([preset, self.config.backbone, *chosen, f"seed{seed}"]))
-        figures = Path(os.environ.get("FOMO_FIGURES") or ROOT / "figures")
-        self.figures = figures / (self.folder.parent.name + self.variant)
+        self.figures = figures_folder() / (self.folder.parent.name + self.variant)
         self.lock = Lock(self.folder)
         fresh = os.environ.get("FOMO_FRESH") == "1" and self.folder.exists()
         with self.lock.held() if fresh else nullcontext():

@@ -192,6 +192,8 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
 def read_table(path: Path) -> pd.DataFrame:
     """The table that `write_table` stored, with the same floats to the last bit."""
     # These are words, also where they look like numbers.
-    words = dict.fromkeys(("file", "group", "phash", "digest", "reason", "mode", "class", "status", "error"), str)
+    words = dict.fromkeys(
+        ("file", "group", "phash", "digest", "reason", "mode", "class", "status", "error", "stamp"), str
+    )
     # Only an empty field is missing: a choice or a class may be called NA.
     return pd.read_csv(path, dtype=words, encoding_errors="surrogateescape", keep_default_na=False, na_values=[""])

@@ -12,8 +12,7 @@ import torch
 from torch import nn
 
 from fomo.artifacts import Run, Stage
-from fomo.data.datasets import load_dataset
-from fomo.networks.weights import weights_fingerprint
+from fomo.stages.inputs import bound_stage
 from fomo.stages.planning import settle
 from fomo.storage import load_state, save_state
 from fomo.study.study import Study
@@ -64,14 +63,11 @@ def open_stage(run: Run, name: str, **inputs: str) -> Stage:
     """The stage in folder `name`, bound to its settings and those of all stages before it, to the train data and the
     weights file that they name, and to further `inputs`. A run with minutes has its plan by then."""
     settle(run)
-    if not run.inputs:
-        run.inputs["data"] = load_dataset(run.config.dataset).fingerprint()
-        run.inputs["weights_file"] = weights_fingerprint(run.config.weights)
     settings, before = {}, name
     while before:
         before, fields = STAGES[before]
         settings |= {field: getattr(run.config, field) for field in fields}
-    return Stage(run.folder / name, settings | run.inputs | inputs)
+    return bound_stage(run, run.folder / name, settings | inputs)
 
 
 def step(folder: str, *needed: str) -> Callable:

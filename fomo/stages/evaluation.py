@@ -65,6 +65,7 @@ def evaluate(run: Run) -> Evaluation:
             stage.path("test.npy").unlink()  # or repaired ones would be refused as another data set
             raise UserError(f"none of the {len(test)} test images of {data.dataset.name} can be read; repair them")
         stage.save_table("left_out", left_out)
+        stage.save_table("files", data.dataset.listed("test"))
         shown, images = (stage.array("test"), rows, test["label"].to_numpy()[rows]), test.iloc[rows]
         model, validation = compose(run).model, data.part("validation")
         networks, temperatures = model.classifier.networks, model.classifier.temperatures

@@ -8,11 +8,12 @@ import pandas as pd
 
 from fomo.artifacts import Run, Stage
 from fomo.data.datasets import load_dataset
-from fomo.networks.weights import OFFLINE, ONLINE, available, weights_fingerprint
+from fomo.networks.weights import OFFLINE, ONLINE, available
 from fomo.stages import rules
 from fomo.stages.contest import Contest, contest
 from fomo.stages.facts import Facts, look
 from fomo.stages.forecast import ORDER, SAFETY, epoch, forecast, member
+from fomo.stages.inputs import bound_stage
 from fomo.storage import read_json, read_table, write_json
 
 CONTEST, WIDE = 0.06, 0.1  # of the minutes: what the contest may take, and, with the fewest images, all its sides
@@ -53,12 +54,9 @@ def plan(run: Run) -> Planned:
 
 
 def _stage(run: Run) -> Stage:
-    if not run.inputs:
-        run.inputs["data"] = load_dataset(run.config.dataset).fingerprint()
-        run.inputs["weights_file"] = weights_fingerprint(run.config.weights)
     names = ("seed", "minutes", "metric", "backbone", "weights")
     asked = {f"asked {name}": value for name, value in run.asked.items() if name not in names}
-    return Stage(run.folder / "0_plan", {name: getattr(run.before, name) for name in names} | asked | run.inputs)
+    return bound_stage(run, run.folder / "0_plan", {name: getattr(run.before, name) for name in names} | asked)
 
 
 def _make(run: Run, stage: Stage) -> None:

@@ -63,6 +63,7 @@ def preprocess(run: Run) -> Preprocessed:
         images = images.assign(row=range(len(images)))[~images["file"].isin(left_out["file"])]
         images = _divided(dataset, images, run.config)
         notes = [*dataset.notes, *_notes(dataset, images, unreadable, leaked, seen, run.config)]
+        stage.save_table("files", dataset.listed("train"))
         stage.save_table("images", images)
         stage.save_table("left_out", left_out)
         stage.save_table("notes", pd.DataFrame({"note": notes}, dtype=str))

@@ -126,8 +126,22 @@ def repaint_in_the_same_size(folder):
 def test_result_of_other_images_or_labels_is_refused(own_dataset, change):
     fomo.preprocess(toys.tiny_run(own_dataset))
     change(own_dataset)
-    with pytest.raises(UserError, match=r"computed with other settings .*data: stored"):
+    with pytest.raises(UserError, match=r"computed with other settings \(the images have changed: 1 other\)"):
         fomo.preprocess(toys.tiny_run(own_dataset))
+
+
+def test_refusal_says_how_many_images_were_added_are_gone_and_are_others(own_dataset):
+    fomo.preprocess(toys.tiny_run(own_dataset))
+    images = own_dataset / "images_train"
+    for number in (2, 3, 4):
+        Image.fromarray(toys.draw(0, seed=99)).save(images / f"{number:03}.png")
+    (images / "new.png").write_bytes((images / "005.png").read_bytes())
+    table = pd.read_csv(own_dataset / "train.csv")
+    added = pd.DataFrame({"image_file_name": ["new.png"], "label": [0]})
+    pd.concat([table.drop(index=[0, 1]), added]).to_csv(own_dataset / "train.csv", index=False)
+    for stage in (fomo.preprocess, fomo.probe):
+        with pytest.raises(UserError, match=r"\(the images have changed: 1 added, 2 gone, 3 other\)"):
+            stage(toys.tiny_run(own_dataset))
 
 
 def test_result_of_another_weights_file_is_refused(dataset, tmp_path):
@@ -156,7 +170,7 @@ def test_test_split_is_looked_at_by_the_evaluation_only(own_dataset):
     fomo.evaluate(run)
     before = fomo.train_head(run).history
     toys.write_csv(own_dataset, "test", ["000.png", "001.png", "002.png"], [2, 1, 0])
-    with pytest.raises(UserError, match="other settings"):
+    with pytest.raises(UserError, match=r"other settings \(the test images have changed: 3 gone, 2 other\)"):
         fomo.evaluate(run)
     for image in (own_dataset / "images_test").iterdir():
         image.write_text("not an image")
