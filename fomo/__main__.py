@@ -4,6 +4,7 @@ What a command needs is imported when it begins, so that help and refusals come 
 """
 
 import argparse
+import errno
 import os
 import sys
 import time
@@ -11,12 +12,19 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import fomo
-from fomo.config import CHOICES, DATASETS, PRESETS, UserError, make_config
+from fomo.config import CHOICES, DATASETS, PRESETS, UserError, figures_folder, make_config, runs_folder
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose messages are as short as a `UserError`'s."""
+
+    def error(self, message: str):
+        super().error(str(UserError(message)))
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command; returns the exit status: 0, or 2 after a message that says what to do."""
-    parser = argparse.ArgumentParser(prog="python -m fomo", description="finetune, optimise, search")
+    parser = Parser(prog="python -m fomo", description="finetune, optimise, search")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in (
         ("report", "all stages, the five notebooks, the figures"),
@@ -71,18 +79,41 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             print(_report(given, begun))
     except (UserError, ArithmeticError) as error:
-        print(f"fomo: {error}", file=sys.stderr)
-        return 2
+        return _refuse(str(error))
     except OSError as error:
-        advice = (
-            "results go to data/runs and figures: free some space, or name other folders by FOMO_RUNS, FOMO_FIGURES"
-        )
-        print(f"fomo: {error}; {advice}; what is computed is kept", file=sys.stderr)
-        return 2
+        return _refuse("; ".join([str(error), *_advice(error), "what is computed is kept"]))
     except KeyboardInterrupt:
         print("fomo: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
     return 0
+
+
+def _refuse(text: str) -> int:
+    """Says what is wrong; returns the exit status."""
+    print(f"fomo: {UserError(text)}", file=sys.stderr)
+    return 2
+
+
+def _advice(error: OSError) -> list[str]:
+    """What to do about an error of the system, as far as that is known."""
+    path = Path(os.fsdecode(error.filename)).absolute() if isinstance(error.filename, str | bytes) else None
+    results = [runs_folder("fashion_sample").parent.absolute(), figures_folder().absolute()]
+    elsewhere = "results go to data/runs and figures, or to the folders that FOMO_RUNS and FOMO_FIGURES name"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ["free some space", elsewhere]
+    advice = _missing_right(path) if path and error.errno in (errno.EACCES, errno.EPERM) else []
+    return advice + [elsewhere] * any(path and path.is_relative_to(folder) for folder in results)
+
+
+def _missing_right(path: Path) -> list[str]:
+    """What this process may not do that it has to where it is to read or write `path`."""
+    folders = [folder for folder in reversed(path.parents) if os.path.exists(folder)]
+    needed = [(folder, os.X_OK, "enter", "x") for folder in folders]
+    needed += [(path, os.R_OK, "read", "r"), (path, os.W_OK, "write", "w")] if os.path.exists(path) else []
+    for place, right, what, letter in [*needed, (folders[-1], os.W_OK, "write into", "w")]:
+        if not os.access(place, right):
+            return [f"you lack the right to {what} {place}, which its owner gives by chmod u+{letter}"]
+    return []
 
 
 def _evidence() -> str:
@@ -97,27 +128,30 @@ def _evidence() -> str:
 def _report(given: argparse.Namespace, begun: float) -> str:
     """Runs the pipeline with the parameters given; returns the closing line. The minutes count from `begun` on, what is
     imported included."""
-    run, settings = _run(given)
+    asked = _asked(given)
     from fomo.report import report
 
-    run.clock.add(time.perf_counter() - begun)
-    parameters = {"DATASET": run.config.dataset, "PRESET": run.preset, "SEED": run.config.seed}
-    parameters |= {"MINUTES": settings.pop("minutes", None)}
-    return report(run, parameters | {"SETTINGS": settings})
+    seconds = time.perf_counter() - begun
+    run = fomo.Run(**asked)  # which may wait for another process
+    run.clock.add(seconds)
+    parameters = {"DATASET": asked.pop("dataset"), "PRESET": run.preset, "SEED": asked.pop("seed")}
+    parameters |= {"MINUTES": asked.pop("minutes", None)}
+    del asked["preset"]
+    return report(run, parameters | {"SETTINGS": asked})
 
 
 def _results(given: argparse.Namespace) -> str:
     """Keeps the results of the run with the parameters given; returns tables of all runs that are kept: beside the
     report's, over seeds, and with leaks."""
     results = fomo.results
-    folder = results.collect(_run(given)[0])
+    folder = results.collect(fomo.Run(**_asked(given)))
     tables = [results.measured(), results.spread(), results.leaked()]
     shown = "\n\n".join(table.to_string(index=False) for table in tables if len(table))
     return f"{shown}\n\nkept in {folder}"
 
 
-def _run(given: argparse.Namespace) -> tuple["fomo.Run", dict]:
-    """The run with the parameters given, and its settings: those asked for besides data set, preset and seed."""
+def _asked(given: argparse.Namespace) -> dict:
+    """What the parameters given ask of `fomo.Run`: data set, preset, seed, and the settings that are not empty."""
     if not given.seed.isdecimal():
         raise UserError(f"seed '{given.seed}' is not a whole number from 0")
     if given.image_size and not given.image_size.isdecimal():
@@ -138,7 +172,7 @@ def _run(given: argparse.Namespace) -> tuple["fomo.Run", dict]:
     preset = given.preset or None
     make_config(dataset, preset, seed=int(given.seed), **settings)  # a wrong name is refused at once
     plan = {"plan": str(Path(given.plan).expanduser().absolute())} if given.plan else {}
-    return fomo.Run(dataset, preset, seed=int(given.seed), **plan, **settings), plan | settings
+    return {"dataset": dataset, "preset": preset, "seed": int(given.seed)} | plan | settings
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ import os
 import resource
 import shutil
 import time
+from collections.abc import Callable
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,27 +16,29 @@ import pandas as pd
 import torch
 
 from fomo.clock import Clock
-from fomo.config import NAMED, ROOT, UserError, make_config, runs_folder, usual_preset
-from fomo.storage import atomic, read_json, read_table, write_json, write_table
+from fomo.config import NAMED, UserError, figures_folder, make_config, named, runs_folder, usual_preset
+from fomo.storage import Lock, atomic, read_json, read_table, sweep, write_json, write_table
 
 
-def differing(stored: dict, asked: dict) -> str:
-    """The settings that were stored with another value than the one asked for, or that there are no more, as text."""
+def differing(stored: dict, asked: dict, tell: Callable[[str], str] = lambda name: "") -> str:
+    """The settings that were stored with another value than the one asked for, or that there are no more, as text.
+    `tell` may know better what has changed than the two values of a setting do."""
     gone = [f"{name}: stored {value}, no setting any more" for name, value in stored.items() if name not in asked]
     names = sorted(name for name, value in asked.items() if stored.get(name) != value)
-    return "; ".join([*(f"{name}: stored {stored.get(name)}, asked {asked[name]}" for name in names), *gone])
+    other = [tell(name) or f"{name}: stored {stored.get(name)}, asked {asked[name]}" for name in names]
+    return "; ".join([*other, *gone])
 
 
 class Stage:
     """The folder of one stage's result, bound to the settings that it is computed with.
 
     `config` holds the stage's own settings and those of all stages before it. Raises `UserError`, naming the fields
-    that differ, if the folder holds a result of other settings.
+    that differ (as `differing` does), if the folder holds a result of other settings.
     """
 
     spent = 0.0  # seconds that all stages finished by this process took
 
-    def __init__(self, folder: Path, config: dict):
+    def __init__(self, folder: Path, config: dict, tell: Callable[[str], str] = lambda name: ""):
         self.folder = folder
         self.config = json.loads(json.dumps(config))
         self._record = folder / "stage.json"
@@ -47,10 +51,11 @@ class Stage:
         if stored != self.config and not self.done and empty:  # nothing is lost
             self._write(done=False)
         elif stored != self.config:
+            other = differing(stored, self.config, tell)
             raise UserError(
-                f"{folder} was computed with other settings ({differing(stored, self.config)}). Ask for the stored "
-                "settings, give the new run a name of its own (Run(..., name=...)), delete this folder and those of "
-                "the stages after it, or compute all stages anew by make report with FOMO_FRESH=1"
+                f"{folder} was computed with other settings ({other}). Ask for the stored settings, give the new run "
+                "a name of its own (Run(..., name=...)), delete this folder and those of the stages after it, or "
+                "compute all stages anew by make report with FOMO_FRESH=1"
             )
 
     @property
@@ -74,8 +79,7 @@ class Stage:
         seconds = max(seconds, sum(costs.values()))  # which tell of what came before a kill, too
         cost = {"seconds": seconds + before.get("seconds", 0), "peak_memory_mb": memory, "resumed": self._resumed}
         self._write(done=True, **cost, threads=torch.get_num_threads(), **costs)
-        for leftover in self.folder.glob(".*.tmp"):
-            leftover.unlink(missing_ok=True)
+        sweep(self.folder)
 
     def path(self, name: str) -> Path:
         return self.folder / name
@@ -106,8 +110,8 @@ class Run:
 
     Results lie under data/runs (FOMO_RUNS), figures under figures (FOMO_FIGURES), in folders whose names tell the data
     set and what is not as usual (`variant`): the preset, network, weights, seed and the settings in `NAMED`. With
-    FOMO_FRESH=1 in the environment the run's stored results are deleted first. Raises `UserError` for an unknown name
-    or setting.
+    FOMO_FRESH=1 in the environment the run's stored results are deleted first. One process at a time computes a run
+    (`alone`). Raises `UserError` for an unknown name or setting.
     """
 
     def __init__(
@@ -121,7 +125,7 @@ class Run:
         plan: str | Path | None = None,
         **settings,
     ):
-        dataset = str(dataset)
+        dataset = named(str(dataset))
         usual = usual_preset(dataset, settings.get("minutes"))
         self.preset = preset = preset or ("auto" if plan is not None else usual)
         self.asked = {field: value for field, value in settings.items() if value is not None}
@@ -146,13 +150,15 @@ class Run:
         seeded = [f"seed{seed}"] if seed else []
         self.variant = "".join(f"-{choice}" for choice in [*asked, *chosen, *seeded])  # of the usual run
         self.folder = runs_folder(dataset) / (name or "-".join([preset, self.config.backbone, *chosen, f"seed{seed}"]))
-        figures = Path(os.environ.get("FOMO_FIGURES") or ROOT / "figures")
-        self.figures = figures / (self.folder.parent.name + self.variant)
-        if os.environ.get("FOMO_FRESH") == "1":
-            shutil.rmtree(self.folder, ignore_errors=True)
-        if plan is not None and not (self.folder / "plan.json").exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_json(self.folder / "plan.json", decided)
+        self.figures = figures_folder() / (self.folder.parent.name + self.variant)
+        self.lock = Lock(self.folder)
+        fresh = os.environ.get("FOMO_FRESH") == "1" and self.folder.exists()
+        with self.lock.held() if fresh else nullcontext():
+            if fresh:
+                shutil.rmtree(self.folder, ignore_errors=True)
+            if plan is not None and not (self.folder / "plan.json").exists():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                write_json(self.folder / "plan.json", decided)
         self.clock = Clock(self.config.minutes, self.folder)
 
     def __repr__(self) -> str:
@@ -164,6 +170,19 @@ class Run:
     def is_default(self) -> bool:
         """Whether this is the run of `make report` as it comes, whose outputs are in the committed notebooks."""
         return self.config == make_config("fashion_sample", "quick")
+
+    def finished(self, stage: str) -> bool:
+        """Whether the stage in this folder has its result."""
+        record = self.folder / stage / "stage.json"
+        return record.exists() and read_json(record)["done"]
+
+    @contextmanager
+    def alone(self, stage: str):
+        """No other process computes the run in the block, unless the stage in this folder has its result: then nobody
+        waits. What others have computed before counts."""
+        with nullcontext() if self.finished(stage) else self.lock.held():
+            self.clock.read()
+            yield
 
     def settle(self, settings: dict) -> None:
         """Puts the settings of a plan into `config`; those asked for stay."""

@@ -25,12 +25,17 @@ class Clock:
     def __init__(self, minutes: float, folder: Path):
         self.minutes = minutes
         self._count, self._decided = folder / "clock.json", folder / "plan.json"
-        stored = read_json(self._count) if self._count.exists() else {"seconds": 0.0, "slowness": 1.0}
-        self._before, self.slowness = stored["seconds"], stored["slowness"]  # how much longer it takes than was timed
-        self.decisions = read_json(self._decided) if self._decided.exists() else {}
         self.best = ""  # what the best model so far is worth, as text
         self._since: float | None = None  # when the clock was started
-        self._written = 0.0
+        self.read()
+
+    def read(self) -> None:
+        """Takes over what is stored: another process may have gone on with the run."""
+        self.decisions = read_json(self._decided) if self._decided.exists() else {}
+        if self._since is None:
+            stored = read_json(self._count) if self._count.exists() else {"seconds": 0.0, "slowness": 1.0}
+            self._before, self.slowness = stored["seconds"], stored["slowness"]  # how much slower it is than was timed
+            self._written = self._before
 
     @property
     def limited(self) -> bool:
@@ -67,6 +72,7 @@ class Clock:
 
     def add(self, seconds: float) -> None:
         """Counts seconds that were spent before the clock was there: Python has to load what it needs."""
+        self.read()
         self._before += seconds if self.limited else 0.0
         self.tick(always=True)
 

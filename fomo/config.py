@@ -12,7 +12,12 @@ DATASETS = ("emotions", "fashion", "fashion_sample", "flowers", "skin_cancer")
 
 
 class UserError(ValueError):
-    """Something that the person who called can mend; its text says what was given, what is allowed, and what to do."""
+    """Something that the person who called can mend; its text says what was given, what is allowed, and what to do.
+
+    Of a text that quotes too much the two ends are kept: what was given, and what to do."""
+
+    def __init__(self, text: str):
+        super().__init__(text if len(text) <= 1800 else f"{text[:900]} ... {text[-895:]}")
 
 
 def some(items: list[str], count: int = 3) -> str:
@@ -179,6 +184,11 @@ def named(dataset: str) -> str:
     if here.exists() and here != own:
         raise UserError(f"'{name}' is a data set of the report, and {here} is there, too; give ./{name} or {name}:")
     return name
+
+
+def figures_folder() -> Path:
+    """Where the figures of all runs are stored: in figures, or in FOMO_FIGURES."""
+    return Path(os.environ.get("FOMO_FIGURES") or ROOT / "figures")
 
 
 def usual_preset(dataset: str, minutes: float | None = None) -> str:

@@ -41,21 +41,23 @@ def report(run: Run, parameters: dict) -> str:
     """Computes what is not yet stored, executes the notebooks with `parameters`; returns the closing line.
 
     The plan is printed before anything long begins. Where someone presses Ctrl-C, the best model so far is evaluated,
-    and the closing line tells of it; the same call goes on from there.
+    and the closing line tells of it; the same call goes on from there. Another process that computes the run is waited
+    for, once and not at each stage.
     """
-    start = time.perf_counter()
     for notebook in NOTEBOOKS:
         check_parameters(notebook, parameters)
-    steps = plan(run).steps
-    print(steps.to_string(index=False), flush=True)
-    named = set(steps["step"]) | {"train_members"} if run.clock.limited else set(steps["step"])
-    try:
-        for name, stage in STAGES.items():
-            if name in named:
-                _compute(run, name, stage)
-    except KeyboardInterrupt:
-        print("interrupted; what is the best so far is evaluated (again Ctrl-C: not even that)", flush=True)
-        return f"{evaluate_so_far(run)} | the same command goes on from here"
+    with run.alone("12_evaluation"):
+        start = time.perf_counter()
+        steps = plan(run).steps
+        print(steps.to_string(index=False), flush=True)
+        named = set(steps["step"]) | {"train_members"} if run.clock.limited else set(steps["step"])
+        try:
+            for name, stage in STAGES.items():
+                if name in named:
+                    _compute(run, name, stage)
+        except KeyboardInterrupt:
+            print("interrupted; what is the best so far is evaluated (again Ctrl-C: not even that)", flush=True)
+            return f"{evaluate_so_far(run)} | the same command goes on from here"
     for note in preprocess(run).notes:
         print(f"note: {note}")
     with run.clock.running():

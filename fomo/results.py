@@ -36,7 +36,7 @@ def collect(run: Run) -> Path:
 
     Raises `UserError` if a stage is not finished, or if that folder holds a run of other settings.
     """
-    missing = [name for name in _stages(run) if not _finished(run, name)]
+    missing = [name for name in _stages(run) if not run.finished(name)]
     if missing:
         todo = "make report with the same variables goes on with it"
         raise UserError(f"{run} has not finished {', '.join(missing)}; {todo}")
@@ -176,11 +176,6 @@ def _stages(run: Run) -> list[str]:
     left_out += [] if config.darts_epochs and config.head_trials else ["8_head_tuning"]
     left_out += [] if config.darts_epochs else ["6_features", "7_darts", "9_head"]
     return [name for name in STAGES if name not in left_out]
-
-
-def _finished(run: Run, stage: str) -> bool:
-    record = run.folder / stage / "stage.json"
-    return record.exists() and read_json(record)["done"]
 
 
 def _lines(path: str) -> list[str]:

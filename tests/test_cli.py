@@ -1,6 +1,8 @@
+import errno
 import os
 import shutil
 import subprocess
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -10,7 +12,7 @@ import toys
 import fomo
 from fomo import results
 from fomo.__main__ import main
-from fomo.config import PRESETS, ROOT
+from fomo.config import PRESETS, ROOT, UserError
 from fomo.networks.weights import ONLINE
 from fomo.pages import check_parameters
 from fomo.report import NOTEBOOKS
@@ -45,6 +47,19 @@ def asked(monkeypatch):
     asked = {}
     monkeypatch.setattr("fomo.report.report", lambda run, parameters: asked.update(run=run, parameters=parameters))
     return asked
+
+
+@pytest.fixture
+def asked_to_fail(monkeypatch):
+    """Makes the command end with an error."""
+
+    def fail(error: Exception) -> None:
+        def report(*_):
+            raise error
+
+        monkeypatch.setattr("fomo.report.report", report)
+
+    return fail
 
 
 @pytest.fixture
@@ -159,6 +174,57 @@ def test_full_disk_is_an_error_in_one_line(notebooks, dataset, capsys, monkeypat
 
     monkeypatch.setattr(os, "posix_fallocate", fill_disk)
     assert "No space left on device" in refusal(capsys, *QUICK, "--dataset", str(dataset))
+
+
+@pytest.mark.parametrize(("number", "name"), [
+    (errno.EIO, None), (errno.ECONNRESET, None), (errno.EMFILE, "elsewhere"), (errno.EACCES, "elsewhere"),
+])  # fmt: skip
+def test_error_of_the_system_gets_no_advice_that_does_not_fit(asked_to_fail, capsys, number, name):
+    asked_to_fail(OSError(number, os.strerror(number), name))
+    message = refusal(capsys)
+    assert message.strip().endswith(f"{os.strerror(number)}{f': {name!r}' if name else ''}; what is computed is kept")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_want_of_space_is_said_to_be_one(asked_to_fail, capsys, number):
+    asked_to_fail(OSError(number, os.strerror(number)))
+    assert "free some space; results go to data/runs and figures" in refusal(capsys)
+
+
+@pytest.mark.parametrize(
+    ("path", "lacking", "right", "message"),
+    [
+        ("images/a.png", "images/a.png", os.R_OK, "read {}, which its owner gives by chmod u+r"),
+        ("images/a.png", "images", os.X_OK, "enter {}, which its owner gives by chmod u+x"),
+        ("runs/toy/stage.json", "runs", os.W_OK, "write into {}, which its owner gives by chmod u+w; results go to"),
+    ],
+)
+def test_right_that_is_missing_is_named_with_its_place(
+    asked_to_fail, capsys, monkeypatch, tmp_path, path, lacking, right, message
+):
+    for folder in ("images", "runs"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "images" / "a.png").touch()
+    monkeypatch.setattr(os, "access", lambda place, asked: (Path(place), asked) != (tmp_path / lacking, right))
+    asked_to_fail(PermissionError(errno.EACCES, "Permission denied", str(tmp_path / path)))
+    assert f"you lack the right to {message.format(tmp_path / lacking)}" in refusal(capsys)
+
+
+@pytest.mark.parametrize(
+    "error", [UserError("x" * 5000 + "; do this"), OSError(5, "x" * 5000), FloatingPointError("x" * 5000)]
+)
+def test_message_is_short_whatever_it_quotes_and_ends_with_what_to_do(asked_to_fail, capsys, error):
+    asked_to_fail(error)
+    message = refusal(capsys)
+    assert len(message) < 2000
+    assert message.startswith("xxx") or message.startswith("[Errno 5]")
+    assert isinstance(error, ArithmeticError) or message.rstrip().endswith(("do this", "what is computed is kept"))
+
+
+def test_mistyped_command_is_quoted_in_short(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["report", "x" * 5000])
+    assert len(capsys.readouterr().err) < 3000
 
 
 def test_finetuning_that_diverges_is_an_error_in_one_line(notebooks, own_dataset, capsys, monkeypatch):

@@ -54,6 +54,18 @@ def test_killed_process_loses_at_most_what_was_counted_since_the_last_tick(tmp_p
         assert Clock(2, tmp_path).used == 21
 
 
+def test_what_another_process_has_counted_and_decided_meanwhile_is_taken_over(tmp_path, time):
+    clocks = Clock(2, tmp_path), Clock(2, tmp_path)
+    for watch in clocks:  # one after the other, as the run's lock has it
+        watch.read()
+        with watch.running():
+            time.now += 30
+            watch.decide("epochs", lambda: 7)
+    assert (clocks[1].used, clocks[1].decisions) == (60, {"epochs": 7})
+    clocks[0].add(5)
+    assert Clock(2, tmp_path).used == 65
+
+
 def test_decision_is_made_once_and_by_every_process_alike(tmp_path):
     number = itertools.count(1)
     assert Clock(2, tmp_path).decide("epochs", lambda: next(number)) == 1

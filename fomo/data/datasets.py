@@ -58,10 +58,16 @@ class Dataset:
         shown = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
         return f"{self.name} ({shown})" if self.name in DATASETS else self.name
 
-    def fingerprint(self, split: str = "train") -> str:
-        """A hash of a split's files (name, size, time), labels and class names: another one means other data."""
+    def listed(self, split: str) -> pd.DataFrame:
+        """A split's files, each with its class (empty: hidden), maybe its group, and what changes with the file."""
         table = self.train if split == "train" else self.test()
-        text = table.assign(stamp=table["file"].map(self.source.stamp)).sort_values("file").to_csv(index=False)
+        names = table["label"].map(dict(enumerate(self.classes))).fillna("")
+        stamps = table["file"].map(self.source.stamp)
+        return table.drop(columns="label").assign(**{"class": names}, stamp=stamps).sort_values("file")
+
+    def fingerprint(self, split: str = "train") -> str:
+        """A hash of what a split lists, and of the class names: another one means other data."""
+        text = self.listed(split).to_csv(index=False)
         return hashlib.sha256("\n".join([text, *self.classes]).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 

@@ -12,10 +12,9 @@ import torch
 from torch import nn
 
 from fomo.artifacts import Run, Stage
-from fomo.data.datasets import dataset_of
-from fomo.networks.weights import weights_fingerprint
+from fomo.stages.inputs import bound_stage
 from fomo.stages.planning import settle
-from fomo.storage import load_state, read_json, save_state
+from fomo.storage import load_state, save_state
 from fomo.study.study import Study
 
 FINETUNING = (  # the settings of every finetuning
@@ -66,36 +65,31 @@ def open_stage(run: Run, name: str, **inputs: str) -> Stage:
     """The stage in folder `name`, bound to its settings and those of all stages before it, to the train data and the
     weights file that they name, and to further `inputs`. A run with minutes has its plan by then."""
     settle(run)
-    if not run.inputs:
-        run.inputs["data"] = dataset_of(run.config).fingerprint()
-        run.inputs["weights_file"] = weights_fingerprint(run.config.weights)
     settings, before = {}, name
     while before:
         before, fields = STAGES[before]
         settings |= {field: getattr(run.config, field) for field in fields}
-    return Stage(run.folder / name, settings | run.inputs | inputs)
+    return bound_stage(run, run.folder / name, settings | inputs)
 
 
-def step(folder: str) -> Callable:
-    """Decorates the function of a stage: a run with minutes has its plan before, and its clock counts while the stage
-    is not done."""
+def step(folder: str, *needed: str) -> Callable:
+    """Decorates the function of a stage, which a run leaves out (None) where one of the settings `needed` is 0.
+
+    A run with minutes has its plan before. While the stage is not done, the clock counts, and no other process computes
+    the run."""
 
     def decorate(function: Callable) -> Callable:
         @wraps(function)
         def call(run: Run, *args, **options):
             settle(run)
-            with nullcontext() if finished(run, folder) else run.clock.running():
+            if not all(getattr(run.config, name) for name in needed):
+                return None
+            with run.alone(folder), nullcontext() if run.finished(folder) else run.clock.running():
                 return function(run, *args, **options)
 
         return call
 
     return decorate
-
-
-def finished(run: Run, folder: str) -> bool:
-    """Whether the stage in this folder has its result."""
-    record = run.folder / folder / "stage.json"
-    return record.exists() and read_json(record)["done"]
 
 
 def store_trained(stage: Stage, model: nn.Module, history: pd.DataFrame, **costs: float) -> None:

@@ -55,6 +55,9 @@ def train_members(run: Run) -> list[Member]:
         own.config = replace(run.config, seed=run.config.seed + SEEDS * (number - 1))
         data = preprocess(run).divided(own.config.validation_share, own.config.seed)
         if not weights.exists():
+            if not run.lock.mine:  # the stage was done, so nobody was kept out
+                with run.lock.held():
+                    return train_members(run)
             if stage.done:
                 stage.reopen()
             _train(run, own, data, stage, number)

@@ -47,12 +47,10 @@ def first_point(config: Config) -> dict:
     return PLAIN if config.plain else FINETUNING_FIRST
 
 
-@step("3_finetuning")
+@step("3_finetuning", "first_epochs")
 def finetune(run: Run) -> Trained | None:
     """The backbone finetuned at the study's first point: what the search that follows has to beat. None where the run
     leaves it out."""
-    if not run.config.first_epochs:
-        return None
     stage = open_stage(run, "3_finetuning")
     if not stage.done:
         _check_sides(run)

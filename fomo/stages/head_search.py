@@ -54,12 +54,10 @@ class HeadSearch:
     choice: pd.Series
 
 
-@step("7_darts")
+@step("7_darts", "darts_epochs")
 def search_head(run: Run) -> HeadSearch | None:
     """DARTS over the 37 operations, each of them trained alone, and other ways to choose, all with several seeds; with
     fewer where a run with minutes is late. None where the run leaves it out."""
-    if not run.config.darts_epochs:
-        return None
     stage, config = open_stage(run, "7_darts"), run.config
     if not stage.done:
         searched, late = [], budget(run, "search_head")
@@ -160,13 +158,11 @@ def train_alone(
     return curves, *predict(bank, validation, run.device)
 
 
-@step("8_head_tuning")
+@step("8_head_tuning", "darts_epochs", "head_trials")
 def tune_head(run: Run) -> Study | None:
     """The study of how to train the chosen head on the feature data set, judged by its validation loss; `head_batch`
     trials are trained at once, in a bank. None where the run leaves it out."""
     stage, config = open_stage(run, "8_head_tuning"), run.config
-    if not (config.darts_epochs and config.head_trials):
-        return None
     study = new_study(run, stage, HEAD_SPACE, HEAD_FIRST)
     if not stage.done:
         features, head = sample_features(run), search_head(run).head
@@ -190,12 +186,10 @@ def tune_head(run: Run) -> Study | None:
     return study
 
 
-@step("9_head")
+@step("9_head", "darts_epochs")
 def train_head(run: Run) -> Trained | None:
     """The chosen head, trained on the feature data set with the configuration of its study's best trial. None where
     the run leaves it out."""
-    if not run.config.darts_epochs:
-        return None
     stage, study = open_stage(run, "9_head"), tune_head(run)
     features, head = extract_features(run), search_head(run).head
     best = study.configuration(study.best["trial"]) if study else HEAD_FIRST

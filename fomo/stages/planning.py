@@ -8,11 +8,12 @@ import pandas as pd
 
 from fomo.artifacts import Run, Stage
 from fomo.data.datasets import dataset_of
-from fomo.networks.weights import OFFLINE, ONLINE, available, weights_fingerprint
+from fomo.networks.weights import OFFLINE, ONLINE, available
 from fomo.stages import rules
 from fomo.stages.contest import Contest, contest
 from fomo.stages.facts import Facts, look
 from fomo.stages.forecast import ORDER, SAFETY, epoch, forecast, member
+from fomo.stages.inputs import bound_stage
 from fomo.storage import read_json, read_table, write_json
 
 CONTEST, WIDE = 0.06, 0.1  # of the minutes: what the contest may take, and, with the fewest images, all its sides
@@ -41,22 +42,21 @@ def plan(run: Run) -> Planned:
     """
     if not run.clock.limited:
         return Planned(asdict(run.config), rules.steps(run.config))
-    stage = _stage(run)
-    if not stage.done:
-        with run.clock.running():
-            _make(run, stage)
-            stage.finish()
+    with run.alone("0_plan"):
+        stage = _stage(run)
+        if not stage.done:
+            run.config = run.before  # it has the settings of a plan that was deleted (FOMO_FRESH) meanwhile
+            with run.clock.running():
+                _make(run, stage)
+                stage.finish()
     run.settle(run.clock.decisions["settings"])
     return Planned(run.clock.decisions["settings"], stage.table("steps"), load_facts(run), _load_contest(stage))
 
 
 def _stage(run: Run) -> Stage:
-    if not run.inputs:
-        run.inputs["data"] = dataset_of(run.config).fingerprint()
-        run.inputs["weights_file"] = weights_fingerprint(run.config.weights)
     names = ("seed", "minutes", "metric", "backbone", "weights")
     asked = {f"asked {name}": value for name, value in run.asked.items() if name not in names}
-    return Stage(run.folder / "0_plan", {name: getattr(run.before, name) for name in names} | asked | run.inputs)
+    return bound_stage(run, run.folder / "0_plan", {name: getattr(run.before, name) for name in names} | asked)
 
 
 def _make(run: Run, stage: Stage) -> None:
@@ -103,7 +103,7 @@ def _load_contest(stage: Stage) -> Contest:
 
 def settle(run: Run) -> None:
     """Gives a run the settings of its plan, which is made if there is none."""
-    if run.clock.limited and not run.settled:
+    if run.clock.limited and not (run.settled and run.finished("0_plan")):
         plan(run)
 
 

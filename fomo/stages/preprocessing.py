@@ -88,6 +88,7 @@ def preprocess(run: Run) -> Preprocessed:
         if len(missing):
             notes.append(f"{len(missing)} test images cannot be read, left out: {some(list(missing['file']))}")
         write_json(stage.path("survey.json"), asdict(found))
+        stage.save_table("files", dataset.listed("train"))
         stage.save_table("images", images)
         stage.save_table("left_out", pd.concat([dataset.left_out, left_out, missing]))
         stage.save_table("classes", pd.DataFrame({"number": range(len(dataset.classes)), "class": dataset.classes}))
@@ -122,6 +123,7 @@ def test_images(run: Run, dataset: Dataset, found: Survey) -> Unseen:
             stage.path("test.npy").unlink()  # or repaired ones would be refused as another data set
             raise UserError(f"none of the {len(files)} test images of {dataset.name} can be read; repair them")
         stage.save_table("left_out", left_out)
+        stage.save_table("files", dataset.listed("test"))
         stage.finish()
     left_out = stage.table("left_out")
     return Unseen(stage.array("test"), np.flatnonzero(~files.isin(left_out["file"])), left_out)

@@ -7,7 +7,6 @@ from fomo.networks.classifier import Classifier, Network
 from fomo.networks.heads import LINEAR
 from fomo.networks.inference import predict
 from fomo.stages import metrics
-from fomo.stages.common import finished
 from fomo.stages.evaluation import MODEL
 from fomo.stages.final import judge, make_model
 from fomo.stages.finetuning import untrained
@@ -20,7 +19,7 @@ from fomo.storage import load_state, write_table
 def keep_best(run: Run) -> None:
     """Stores the better one of the probe and the finetuned network (its best epoch so far, where its training is not
     over) by the loss on validation, calibrated, as the run's model. A finished run has its final model already."""
-    if finished(run, "12_evaluation") or not finished(run, "2_probe"):
+    if run.finished("12_evaluation") or not run.finished("2_probe"):
         return
     data, found = preprocess(run), []
     for model in filter(None, (probe(run).model, _finetuned(run))):
@@ -37,7 +36,7 @@ def keep_best(run: Run) -> None:
 
 def _finetuned(run: Run) -> Classifier | None:
     """The finetuned network, or what its training has kept so far; None where there is neither."""
-    if finished(run, "5_best_finetuning"):
+    if run.finished("5_best_finetuning"):
         return finetune_best(run).model
     checkpoint = run.folder / "5_best_finetuning" / "checkpoint.pt"
     if not checkpoint.exists():

@@ -411,7 +411,7 @@ def test_name_that_is_also_a_folder_here_is_refused_with_both_ways_to_say_it(tmp
     with pytest.raises(UserError, match=r"'emotions' .* is there, too; give ./emotions or emotions:"):
         fomo.inspect("emotions")
     assert str(tmp_path / "emotions") in fomo.inspect("./emotions").verdict()
-    with pytest.raises(UserError, match="give ./emotions or emotions:"):
+    with pytest.raises(UserError, match=r"give \./emotions or emotions:"):
         fomo.Run("emotions")
     assert fomo.Run("emotions:").config.dataset == "emotions"
 

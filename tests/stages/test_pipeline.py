@@ -14,6 +14,7 @@ from PIL import Image
 
 import fomo
 from fomo.config import UserError
+from fomo.storage import Lock
 
 ARTEFACTS = {
     "1_preprocessing": ["images.csv", "left_out.csv", "notes.csv", "pixels.npy", "survey.json"],
@@ -77,6 +78,14 @@ def test_second_call_computes_nothing_and_gives_equal_results(copied, finished):
         pd.testing.assert_frame_equal(getattr(again, table), getattr(finished.evaluation, table), check_exact=True)
 
 
+def test_what_is_finished_or_left_out_is_read_without_waiting_for_who_computes_the_run(copied, dataset):
+    with Lock(copied.folder).held():  # as if by another process
+        for stage in toys.STAGES:
+            stage(copied)
+        assert fomo.finetune(toys.tiny_run(dataset, first_epochs=0)) is None
+        assert fomo.search_head(toys.tiny_run(dataset, darts_epochs=0)) is None
+
+
 @pytest.mark.parametrize(
     ("setting", "value", "stage", "message"),
     [
@@ -117,8 +126,22 @@ def repaint_in_the_same_size(folder):
 def test_result_of_other_images_or_labels_is_refused(own_dataset, change):
     fomo.preprocess(toys.tiny_run(own_dataset))
     change(own_dataset)
-    with pytest.raises(UserError, match=r"computed with other settings .*data: stored"):
+    with pytest.raises(UserError, match=r"computed with other settings \(the images have changed: 1 other\)"):
         fomo.preprocess(toys.tiny_run(own_dataset))
+
+
+def test_refusal_says_how_many_images_were_added_are_gone_and_are_others(own_dataset):
+    fomo.preprocess(toys.tiny_run(own_dataset))
+    images = own_dataset / "images_train"
+    for number in (2, 3, 4):
+        Image.fromarray(toys.draw(0, seed=99)).save(images / f"{number:03}.png")
+    (images / "new.png").write_bytes((images / "005.png").read_bytes())
+    table = pd.read_csv(own_dataset / "train.csv")
+    added = pd.DataFrame({"image_file_name": ["new.png"], "label": [0]})
+    pd.concat([table.drop(index=[0, 1]), added]).to_csv(own_dataset / "train.csv", index=False)
+    for stage in (fomo.preprocess, fomo.probe):
+        with pytest.raises(UserError, match=r"\(the images have changed: 1 added, 2 gone, 3 other\)"):
+            stage(toys.tiny_run(own_dataset))
 
 
 def test_result_of_another_weights_file_is_refused(dataset, tmp_path):
@@ -147,7 +170,7 @@ def test_test_split_is_looked_at_by_the_evaluation_only(own_dataset):
     fomo.evaluate(run)
     before = fomo.train_head(run).history
     toys.write_csv(own_dataset, "test", ["000.png", "001.png", "002.png"], [2, 1, 0])
-    with pytest.raises(UserError, match="other settings"):
+    with pytest.raises(UserError, match=r"other settings \(the test images have changed: 3 gone, 2 other\)"):
         fomo.evaluate(run)
     for image in (own_dataset / "images_test").iterdir():
         image.write_text("not an image")
@@ -192,6 +215,38 @@ def test_killed_run_ends_with_the_same_results(killed, finished, stage):
 def test_killed_run_leaves_nothing_behind_in_the_end(killed, finished):
     names = [{str(path.relative_to(root)) for path in files(root)} for root in (killed, finished.root)]
     assert names[0] == names[1]
+
+
+@pytest.fixture(scope="module")
+def paired(dataset, tmp_path_factory):
+    """The folder of runs that two processes computed at once, each in a folder of its own; and what they printed."""
+    root = tmp_path_factory.mktemp("paired")
+    command = [sys.executable, Path(toys.__file__).with_name("paired_run.py"), dataset]
+    environment = os.environ | {"FOMO_RUNS": str(root), "FOMO_FRESH": "0", "TQDM_DISABLE": "1"}
+    return root, subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_two_processes_on_one_run_both_end_well_and_one_says_that_it_waits(paired):
+    _, result = paired
+    pairs = [line.split() for line in result.stdout.splitlines()]
+    assert len(pairs) == 4
+    assert all(statuses == ["0", "0"] for _, *statuses in pairs), result.stderr
+    said = result.stderr.splitlines()
+    assert said
+    assert all("waiting to go on with its result" in line for line in said)
+
+
+def test_two_processes_on_one_run_have_the_results_of_one(paired, dataset):
+    root, _ = paired
+    run = toys.tiny_run(dataset, **toys.SHORT)
+    fomo.evaluate(run)
+    names = {str(path.relative_to(run.folder.parent)) for path in files(run.folder)}
+    for pair in ("together", "later", "anew"):
+        (folder,) = (root / pair).iterdir()
+        assert {str(path.relative_to(folder)) for path in files(folder)} == names
+        for name in ("options.csv", "metrics.csv", "scored.csv"):
+            (expected,), (found,) = run.folder.rglob(name), folder.rglob(name)
+            assert found.read_bytes() == expected.read_bytes()
 
 
 def fill_disk(*_):

@@ -4,6 +4,7 @@ import filecmp
 import time
 
 import pytest
+import toys
 
 import fomo
 from fomo.config import UserError
@@ -55,6 +56,15 @@ def test_finished_run_with_minutes_is_read_and_not_planned_anew(limited, monkeyp
     again.folder = limited.folder
     again.clock = type(limited.clock)(2, limited.folder)
     fomo.evaluate(again)
+
+
+def test_plan_of_other_images_is_refused_with_what_has_changed(limited, monkeypatch, tmp_path):
+    monkeypatch.setenv("FOMO_RUNS", str(tmp_path))
+    other = toys.write_dataset(tmp_path / "other", train=25, test=8)
+    again = fomo.Run(other, minutes=2, **TINY)
+    again.folder, again.clock = limited.folder, type(limited.clock)(2, limited.folder)
+    with pytest.raises(UserError, match=r"0_plan was .*\(the images have changed: 15 added, 60 other\)"):
+        fomo.plan(again)
 
 
 def test_run_by_a_stored_plan_ends_with_the_same_metrics(limited):

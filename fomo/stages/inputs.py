@@ -1,0 +1,35 @@
+"""What every stage is bound to besides settings: the images and the weights file; and how the images have changed."""
+
+from functools import partial
+from pathlib import Path
+
+from fomo.artifacts import Run, Stage
+from fomo.data.datasets import dataset_of
+from fomo.networks.weights import weights_fingerprint
+from fomo.storage import read_table
+
+LISTS = {"data": "1_preprocessing", "test": "1_test_images"}  # where the images behind a fingerprint are listed
+
+
+def bound_stage(run: Run, folder: Path, config: dict) -> Stage:
+    """The stage in `folder`, bound to `config`, and to the train data and the weights file that the run's settings
+    name."""
+    if not run.inputs:
+        run.inputs["data"] = dataset_of(run.config).fingerprint()
+        run.inputs["weights_file"] = weights_fingerprint(run.config.weights)
+    return Stage(folder, config | run.inputs, partial(changed, run))
+
+
+def changed(run: Run, name: str) -> str:
+    """How the images have changed since they were listed in files.csv of the stage that read them, as text; empty where
+    `name` stands for no images, or nothing is listed."""
+    path = run.folder / LISTS.get(name, "") / "files.csv"
+    if not path.exists():
+        return ""
+    split = "test" if name == "test" else "train"
+    tables = read_table(path).fillna(""), dataset_of(run.config).listed(split)
+    before, now = ({row[0]: row for row in table.itertuples(index=False, name=None)} for table in tables)
+    other = sum(before[file] != now[file] for file in before.keys() & now.keys())
+    counts = {"added": len(now.keys() - before), "gone": len(before.keys() - now), "other": other}
+    told = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+    return told and f"the {'test ' if name == 'test' else ''}images have changed: {told}"
