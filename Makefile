@@ -20,8 +20,11 @@ IMAGE_SIZE ?=
 ON_BAD ?=
 ON_LEAK ?=
 
-# A mistyped variable (make report DATSET=flowers) would otherwise be ignored in silence.
+# What a variable holds reaches Python as it is: the shell looks it up in the environment, and reads nothing in it.
 VARIABLES := DATASET PRESET MINUTES METRIC PLAN SEED BACKBONE WEIGHTS IMAGE_SIZE ON_BAD ON_LEAK PYTHON
+export $(VARIABLES)
+
+# A mistyped variable (make report DATSET=flowers) would otherwise be ignored in silence.
 UNKNOWN := $(filter-out $(VARIABLES),$(foreach v,$(.VARIABLES),$(if $(filter command line,$(origin $v)),$v)))
 UNKNOWN := $(filter-out MAKEFLAGS MAKEOVERRIDES -*-command-variables-*-,$(UNKNOWN))
 ifneq ($(strip $(UNKNOWN)),)
@@ -35,8 +38,8 @@ help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*##/  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
 	@echo "  variables     DATASET (a name or a folder), MINUTES, METRIC (macro_f1, accuracy, log_loss), PRESET (auto, quick, report), PLAN, SEED, BACKBONE, WEIGHTS, IMAGE_SIZE, ON_BAD, ON_LEAK"
 
-RUN = --dataset "$(DATASET)" --preset "$(PRESET)" --minutes "$(MINUTES)" --metric "$(METRIC)" --plan "$(PLAN)" --seed "$(SEED)" --backbone "$(BACKBONE)" --weights "$(WEIGHTS)" \
-	--image-size "$(IMAGE_SIZE)" --on-bad "$(ON_BAD)" --on-leak "$(ON_LEAK)"
+RUN = --dataset="$$DATASET" --preset="$$PRESET" --minutes="$$MINUTES" --metric="$$METRIC" --plan="$$PLAN" --seed="$$SEED" \
+	--backbone="$$BACKBONE" --weights="$$WEIGHTS" --image-size="$$IMAGE_SIZE" --on-bad="$$ON_BAD" --on-leak="$$ON_LEAK"
 
 report: $(VENV)/installed  ## the whole pipeline: figures, tables, a model; make report DATASET=path/to/folder MINUTES=20
 	@$(BIN)/python -m fomo report $(RUN)
@@ -51,13 +54,13 @@ test: $(VENV)/installed  ## style, unit tests, and all notebooks against their s
 	$(BIN)/python -m pytest --nbval --nbval-cell-timeout=1200 -p no:cacheprovider notebooks
 
 inspect: $(VENV)/installed  ## what is in a data set, and what is wrong with it; make inspect DATASET=path/to/folder
-	@$(BIN)/python -m fomo inspect "$(DATASET)"
+	@$(BIN)/python -m fomo inspect -- "$$DATASET"
 
 networks: $(VENV)/installed  ## downloads three networks that plans then try, too; once, with the internet
 	@$(BIN)/python -m fomo networks
 
 bench: $(VENV)/installed  ## what each way saves, beside doing without, and a figure: under an hour
-	@$(BIN)/python -m fomo bench --dataset "$(DATASET)"
+	@$(BIN)/python -m fomo bench --dataset="$$DATASET"
 
 evidence: $(VENV)/installed  ## what the searches are worth, with many seeds: hours, unless data/results has it
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[evidence]"
@@ -77,8 +80,8 @@ clean:  ## removes runs and the virtual environment
 
 $(VENV)/installed: requirements.txt pyproject.toml
 	@echo "setting up $(VENV), once; this takes some minutes ..."
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fomo needs Python 3.11 or later; make PYTHON=python3.11")'
-	@$(PYTHON) -m venv $(VENV)
+	@"$$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fomo needs Python 3.11 or later; make PYTHON=python3.11")'
+	@"$$PYTHON" -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt > $(VENV)/pip.log 2>&1 \
 		|| { tail -n 20 $(VENV)/pip.log; exit 1; }
 	@touch $@

@@ -1,7 +1,9 @@
 import errno
+import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -19,6 +21,10 @@ from fomo.report import NOTEBOOKS
 from fomo.stages.finetuning import FINETUNING_FIRST
 from fomo.storage import read_json, write_json
 
+VARIABLES = (
+    *("DATASET", "PRESET", "MINUTES", "METRIC", "PLAN", "SEED", "BACKBONE"),
+    *("WEIGHTS", "IMAGE_SIZE", "ON_BAD", "ON_LEAK"),
+)
 DEFAULTS = {"DATASET": "fashion_sample", "PRESET": "quick", "SEED": 0, "MINUTES": None, "SETTINGS": {}}
 QUICK = ["--preset", "quick"]
 SMALL = [*QUICK, "--image-size", str(toys.SETTINGS["image_size"])]
@@ -340,28 +346,49 @@ def test_make_refuses_a_variable_that_it_does_not_know(target):
     assert "unknown variable DATSET; choose from DATASET PRESET MINUTES METRIC PLAN SEED" in result.stderr
 
 
-def test_make_report_passes_its_variables_on():
-    result = make(
-        "-n",
-        "report",
-        "DATASET=my folder",
-        "PRESET=auto",
-        "MINUTES=20",
-        "METRIC=accuracy",
-        "PLAN=plan.json",
-        "SEED=3",
-        "BACKBONE=resnet34",
-        "WEIGHTS=w.pth",
-        "IMAGE_SIZE=96",
-        "ON_BAD=skip",
-    )
-    command = result.stdout.split("fomo report")[1].split()
-    assert result.returncode == 0
-    assert " ".join(command).replace("\\ ", "") == (
-        '--dataset "my folder" --preset "auto" --minutes "20" --metric "accuracy" --plan "plan.json" '
-        '--seed "3" --backbone "resnet34" --weights "w.pth" '
-        '--image-size "96" --on-bad "skip" --on-leak ""'
-    )
+AWKWARD = """'s "own"; touch ran & $(touch ran) `touch ran` ${HOME} $HOME \\ # *"""
+
+
+@pytest.fixture
+def make_shown(tmp_path):
+    """Calls make where Python only shows what it is given; returns that."""
+    for name in ("requirements.txt", "pyproject.toml", "Makefile"):
+        shutil.copy(ROOT / name, tmp_path)
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f"#!{sys.executable}\nimport json, sys\nprint(json.dumps(sys.argv[1:]))\n")
+    python.chmod(0o755)
+    (tmp_path / ".venv" / "installed").touch()
+
+    def call(*arguments: str, **variables: str) -> list[str]:
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")} | variables
+        result = subprocess.run(["make", *arguments], cwd=tmp_path, env=clean, capture_output=True, text=True)
+        return json.loads(result.stdout)
+
+    return call
+
+
+@pytest.mark.parametrize("target", ["report", "results", "inspect", "bench"])
+@pytest.mark.parametrize("command_line", [True, False])
+def test_make_hands_on_what_its_variables_hold_and_the_shell_runs_nothing_of_it(
+    make_shown, tmp_path, target, command_line
+):
+    values = {name: f"-{name}{AWKWARD}" for name in VARIABLES}
+    if command_line:  # where make has a meaning of its own for $
+        given = make_shown(target, *(f"{name}={value.replace('$', '$$')}" for name, value in values.items()))
+    else:
+        given = make_shown(target, **values)
+    named = {name.lower().replace("_", "-"): value for name, value in values.items()}
+    expected = [f"--{name}={value}" for name, value in named.items()]
+    expected = {"inspect": ["--", values["DATASET"]], "bench": expected[:1]}.get(target, expected)
+    assert given == ["-m", "fomo", target, *expected]
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("arguments", [["report", "--dataset=-no such folder"], ["inspect", "--", "-no such folder"]])
+def test_name_that_begins_like_an_option_is_none(capsys, arguments):
+    assert main(arguments) == 2
+    assert "unknown data set" in capsys.readouterr().err
 
 
 def test_make_alone_lists_its_targets():
