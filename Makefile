@@ -19,9 +19,11 @@ WEIGHTS ?=
 IMAGE_SIZE ?=
 ON_BAD ?=
 ON_LEAK ?=
+ON_RARE ?=
+COLUMNS ?=
 
 # What a variable holds reaches Python as it is: the shell looks it up in the environment, and reads nothing in it.
-VARIABLES := DATASET PRESET MINUTES METRIC PLAN SEED BACKBONE WEIGHTS IMAGE_SIZE ON_BAD ON_LEAK PYTHON
+VARIABLES := DATASET PRESET MINUTES METRIC PLAN SEED BACKBONE WEIGHTS IMAGE_SIZE ON_BAD ON_LEAK ON_RARE COLUMNS PYTHON
 export $(VARIABLES)
 
 # A mistyped variable (make report DATSET=flowers) would otherwise be ignored in silence.
@@ -36,10 +38,11 @@ endif
 help:  ## this list
 	@echo "fomo: finetune, optimise, search"
 	@sed -n 's/^\([a-z]*\):.*##/  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
-	@echo "  variables     DATASET (a name or a folder), MINUTES, METRIC (macro_f1, accuracy, log_loss), PRESET (auto, quick, report), PLAN, SEED, BACKBONE, WEIGHTS, IMAGE_SIZE, ON_BAD, ON_LEAK"
+	@echo "  variables     DATASET (a name, a folder, an archive, a table), MINUTES, METRIC (macro_f1, accuracy, log_loss), PRESET (auto, quick, report), PLAN, SEED, BACKBONE, WEIGHTS, IMAGE_SIZE, ON_BAD, ON_LEAK, ON_RARE, COLUMNS"
 
 RUN = --dataset="$$DATASET" --preset="$$PRESET" --minutes="$$MINUTES" --metric="$$METRIC" --plan="$$PLAN" --seed="$$SEED" \
-	--backbone="$$BACKBONE" --weights="$$WEIGHTS" --image-size="$$IMAGE_SIZE" --on-bad="$$ON_BAD" --on-leak="$$ON_LEAK"
+	--backbone="$$BACKBONE" --weights="$$WEIGHTS" --image-size="$$IMAGE_SIZE" --on-bad="$$ON_BAD" --on-leak="$$ON_LEAK" \
+	--on-rare="$$ON_RARE" --columns="$$COLUMNS"
 
 report: $(VENV)/installed  ## the whole pipeline: figures, tables, a model; make report DATASET=path/to/folder MINUTES=20
 	@$(BIN)/python -m fomo report $(RUN)
@@ -54,7 +57,7 @@ test: $(VENV)/installed  ## style, unit tests, and all notebooks against their s
 	$(BIN)/python -m pytest --nbval --nbval-cell-timeout=1200 -p no:cacheprovider notebooks
 
 inspect: $(VENV)/installed  ## what is in a data set, and what is wrong with it; make inspect DATASET=path/to/folder
-	@$(BIN)/python -m fomo inspect -- "$$DATASET"
+	@$(BIN)/python -m fomo inspect --columns="$$COLUMNS" --on-rare="$$ON_RARE" -- "$$DATASET"
 
 networks: $(VENV)/installed  ## downloads three networks that plans then try, too; once, with the internet
 	@$(BIN)/python -m fomo networks

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import fomo
-from fomo.config import CHOICES, DATASETS, PRESETS, UserError, figures_folder, make_config, runs_folder
+from fomo.config import CHOICES, DATASETS, PRESETS, UserError, figures_folder, make_config, named, runs_folder
 
 
 class Parser(argparse.ArgumentParser):
@@ -42,10 +42,14 @@ def main(arguments: list[str] | None = None) -> int:
         command.add_argument("--backbone", help="a network that timm knows; the preset names one")
         command.add_argument("--weights", help="imagenet, random, or a .safetensors or .pth file")
         command.add_argument("--image-size", help="in pixels; the plan or the preset has one")
+        command.add_argument("--columns", help="of a table, as file:label; as it comes, found by looking")
+        command.add_argument("--on-rare", help="classes of fewer than two train images: refuse (as it comes), drop")
         command.add_argument("--on-bad", help="images that cannot be read: raise (as it comes), skip")
         command.add_argument("--on-leak", help="train images that are in test too: warn (as it comes), drop")
     command = commands.add_parser("inspect", help="what is in a data set, and what is wrong with it")
-    command.add_argument("dataset", help=f"{', '.join(DATASETS)}, or a folder, or a table (csv)")
+    command.add_argument("dataset", help=f"{', '.join(DATASETS)}, or a folder, an archive, or a table")
+    command.add_argument("--columns", default="", help="of a table, as file:label; as it comes, found by looking")
+    command.add_argument("--on-rare", default="", help="classes of fewer than two train images: refuse, drop")
     command = commands.add_parser("bench", help="what each of fomo's ways saves, as a table of ratios; under an hour")
     command.add_argument("--dataset", default="fashion_sample", help=f"{', '.join(DATASETS)}, a folder or a table")
     command.add_argument(
@@ -60,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.environ["FOMO_FRESH"] = "0"  # the others go on with what is there, and delete nothing
     try:
         if given.command == "inspect":
-            inspection = fomo.inspect(given.dataset)
+            inspection = fomo.inspect(given.dataset, given.columns, given.on_rare or "refuse")
             print(inspection.counts().to_string(), inspection.findings().to_string(index=False), sep="\n\n")
             print(f"\n{inspection.verdict()}")
         elif given.command == "bench":
@@ -157,7 +161,7 @@ def _asked(given: argparse.Namespace) -> dict:
     if given.image_size and not given.image_size.isdecimal():
         raise UserError(f"image size '{given.image_size}' is not a whole number of pixels")
     dataset, weights = given.dataset, given.weights
-    if dataset not in DATASETS:  # notebooks run in another folder
+    if named(dataset) not in DATASETS:  # notebooks run in another folder
         dataset = str(Path(dataset).expanduser().absolute())
     if weights not in ("", None, "imagenet", "random"):
         weights = str(Path(weights).expanduser().absolute())
@@ -167,10 +171,10 @@ def _asked(given: argparse.Namespace) -> dict:
         raise UserError(f"minutes '{given.minutes}' are no number; give such as 20") from error
     settings = {"minutes": minutes, "metric": given.metric, "backbone": given.backbone, "weights": weights}
     settings |= {"image_size": int(given.image_size) if given.image_size else None}
-    settings |= {"on_bad": given.on_bad, "on_leak": given.on_leak}
+    settings |= {name: getattr(given, name) for name in ("on_bad", "on_leak", "on_rare", "columns")}
     settings = {name: value for name, value in settings.items() if value not in (None, "")}
     preset = given.preset or None
-    make_config(dataset, preset, seed=int(given.seed), **settings)  # a wrong name is refused at once
+    make_config(named(dataset), preset, seed=int(given.seed), **settings)  # a wrong name is refused at once
     plan = {"plan": str(Path(given.plan).expanduser().absolute())} if given.plan else {}
     return {"dataset": dataset, "preset": preset, "seed": int(given.seed)} | plan | settings
 

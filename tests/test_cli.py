@@ -23,7 +23,7 @@ from fomo.storage import read_json, write_json
 
 VARIABLES = (
     *("DATASET", "PRESET", "MINUTES", "METRIC", "PLAN", "SEED", "BACKBONE"),
-    *("WEIGHTS", "IMAGE_SIZE", "ON_BAD", "ON_LEAK"),
+    *("WEIGHTS", "IMAGE_SIZE", "ON_BAD", "ON_LEAK", "ON_RARE", "COLUMNS"),
 )
 DEFAULTS = {"DATASET": "fashion_sample", "PRESET": "quick", "SEED": 0, "MINUTES": None, "SETTINGS": {}}
 QUICK = ["--preset", "quick"]
@@ -159,7 +159,7 @@ def damaged_image(folder):
         (missing_table, "has no train.csv"),
         (missing_file, "images_train/003.png (no such file or directory)"),
         (wrong_label, "'cat'"),
-        (rare_class, "class 2 ('bottom') has 1 train images"),
+        (rare_class, "fewer than 2 train images of 'bottom' (1)"),
         (damaged_image, "cannot read images_train/003.png"),
     ],
 )
@@ -380,7 +380,8 @@ def test_make_hands_on_what_its_variables_hold_and_the_shell_runs_nothing_of_it(
         given = make_shown(target, **values)
     named = {name.lower().replace("_", "-"): value for name, value in values.items()}
     expected = [f"--{name}={value}" for name, value in named.items()]
-    expected = {"inspect": ["--", values["DATASET"]], "bench": expected[:1]}.get(target, expected)
+    of_inspect = [f"--columns={values['COLUMNS']}", f"--on-rare={values['ON_RARE']}", "--", values["DATASET"]]
+    expected = {"inspect": of_inspect, "bench": expected[:1]}.get(target, expected)
     assert given == ["-m", "fomo", target, *expected]
     assert not (tmp_path / "ran").exists()
 

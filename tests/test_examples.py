@@ -27,8 +27,8 @@ def folder(finished, dataset, tmp_path, monkeypatch):
     """The current folder has what the examples name: a model, an image, a data set. Their runs are the toy run."""
     checked = fomo.Run
 
-    def run(name: str, preset: str = "quick", **settings) -> fomo.Run:
-        checked(name, preset, **settings)
+    def run(dataset_: str = "", preset: str = "quick", **settings) -> fomo.Run:
+        checked(settings.pop("dataset", dataset_), preset, **settings)
         return checked(dataset, "quick", **toys.SETTINGS)
 
     shutil.copy(finished.evaluation.model_path, tmp_path / "model.safetensors")
@@ -72,7 +72,11 @@ def test_command_is_one_that_make_knows_and_fomo_accepts(command, folder, monkey
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
     asked = subprocess.run([*command.split(), "--dry-run"], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert asked.returncode == 0, asked.stderr
-    lines = [shlex.split(line) for line in asked.stdout.splitlines() if "-m fomo " in line]
+    values = {"DATASET": "fashion_sample", "SEED": "0"} | dict(
+        part.split("=") for part in command.split() if "=" in part
+    )
+    shown = re.sub(r"\$(\w+)", lambda name: values.get(name[1], ""), asked.stdout.replace("\\\n", ""))
+    lines = [shlex.split(line) for line in shown.splitlines() if "-m fomo " in line]
     if command.startswith(("make report", "make results", "make inspect DATASET")):
         monkeypatch.setattr("fomo.report.report", lambda run, parameters: "reported")
         monkeypatch.setattr("fomo.results.collect", lambda run: "kept")

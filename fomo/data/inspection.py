@@ -178,9 +178,10 @@ def _repeated(images: pd.DataFrame) -> pd.Series:
     return images["digest"].notna() & images["digest"].duplicated(keep=False)
 
 
-def inspect(dataset: str | Dataset) -> Inspection:
-    """The `Inspection` of a data set (a name, a path, or loaded). All images are read once; the result is stored."""
-    dataset = dataset if isinstance(dataset, Dataset) else load_dataset(named(dataset))
+def inspect(dataset: str | Dataset, columns: str = "", on_rare: str = "refuse") -> Inspection:
+    """The `Inspection` of a data set (a name, a path, read as `load_dataset` does; or loaded). All images are read
+    once; the result is stored."""
+    dataset = dataset if isinstance(dataset, Dataset) else load_dataset(named(dataset), columns, on_rare)
     images = both_splits(dataset)
     folder = runs_folder(dataset.name) / f"inspection-{dataset.fingerprint()}-{dataset.fingerprint('test')}"
     if not (folder / "survey.json").exists():
