@@ -20,7 +20,8 @@ IMAGE_SIZE ?=
 ON_BAD ?=
 ON_LEAK ?=
 
-# What a variable holds reaches Python as it is: the shell looks it up in the environment, and reads nothing in it.
+# What a variable holds reaches Python as it is: the shell looks it up in the environment, and reads nothing in it. On the
+# command line make itself reads $, which is therefore written $$ there.
 VARIABLES := DATASET PRESET MINUTES METRIC PLAN SEED BACKBONE WEIGHTS IMAGE_SIZE ON_BAD ON_LEAK PYTHON
 export $(VARIABLES)
 

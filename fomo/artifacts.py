@@ -16,7 +16,17 @@ import pandas as pd
 import torch
 
 from fomo.clock import Clock
-from fomo.config import NAMED, UserError, figures_folder, make_config, runs_folder, usual_preset
+from fomo.config import (
+    DATASETS,
+    NAMED,
+    WEIGHTS,
+    UserError,
+    absolute,
+    figures_folder,
+    make_config,
+    runs_folder,
+    usual_preset,
+)
 from fomo.storage import Lock, atomic, read_json, read_table, sweep, write_json, write_table
 
 
@@ -125,10 +135,12 @@ class Run:
         plan: str | Path | None = None,
         **settings,
     ):
-        dataset = str(dataset)
+        dataset = absolute(str(dataset), DATASETS)
         usual = usual_preset(dataset, settings.get("minutes"))
         self.preset = preset = preset or ("auto" if plan is not None else usual)
         self.asked = {field: value for field, value in settings.items() if value is not None}
+        if isinstance(self.asked.get("weights"), str):
+            self.asked["weights"] = absolute(self.asked["weights"], WEIGHTS)
         if plan is not None:
             decided = _read_plan(plan)
             self.asked = decided["settings"] | self.asked | {"minutes": 0.0}

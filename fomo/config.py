@@ -9,6 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "data" / "results"  # the small tables of what was measured
 DATASETS = ("emotions", "fashion", "fashion_sample", "flowers", "skin_cancer")
+WEIGHTS = ("imagenet", "random")  # what weights may be besides a file
 
 
 class UserError(ValueError):
@@ -162,18 +163,24 @@ PRESETS = {
 }
 
 
+def absolute(name: str, words: tuple[str, ...]) -> str:
+    """The path `name` as it holds wherever the process goes; one of `words`, and what is not there, as it is."""
+    path = Path(name).expanduser()
+    return str(path.absolute()) if name not in words and path.exists() else name
+
+
 def runs_folder(dataset: str) -> Path:
     """Where the runs on a data set (a name or a path) are stored: in data/runs, or in FOMO_RUNS."""
     label = dataset
     if dataset not in DATASETS:  # two folders of the same name are two data sets
         path = Path(dataset).expanduser().resolve()
         label = f"{path.name}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:6]}"
-    return Path(os.environ.get("FOMO_RUNS") or ROOT / "data" / "runs") / label
+    return Path(os.environ.get("FOMO_RUNS") or ROOT / "data" / "runs").absolute() / label
 
 
 def figures_folder() -> Path:
     """Where the figures of all runs are stored: in figures, or in FOMO_FIGURES."""
-    return Path(os.environ.get("FOMO_FIGURES") or ROOT / "figures")
+    return Path(os.environ.get("FOMO_FIGURES") or ROOT / "figures").absolute()
 
 
 def usual_preset(dataset: str, minutes: float | None = None) -> str:
@@ -218,7 +225,7 @@ def make_config(dataset: str, preset: str | None = None, **settings) -> Config:
     config = Config(dataset=dataset, **PRESETS[preset] | own | given)
     if sees_one_size(backbone) and (config.train_scale != 1 or config.trial_size not in (0, config.image_size)):
         raise UserError(f"backbone '{backbone}' sees images of one size only: train_scale must be 1, and trial_size 0")
-    if config.weights not in ("imagenet", "random") and not Path(config.weights).expanduser().is_file():
+    if config.weights not in WEIGHTS and not Path(config.weights).expanduser().is_file():
         raise UserError(f"weights '{config.weights}' is not a file; give one, or imagenet, or random")
     return config
 
