@@ -22,7 +22,8 @@ ON_LEAK ?=
 ON_RARE ?=
 COLUMNS ?=
 
-# What a variable holds reaches Python as it is: the shell looks it up in the environment, and reads nothing in it.
+# What a variable holds reaches Python as it is: the shell looks it up in the environment, and reads nothing in it. On the
+# command line make itself reads $, which is therefore written $$ there.
 VARIABLES := DATASET PRESET MINUTES METRIC PLAN SEED BACKBONE WEIGHTS IMAGE_SIZE ON_BAD ON_LEAK ON_RARE COLUMNS PYTHON
 export $(VARIABLES)
 

@@ -12,7 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import fomo
-from fomo.config import CHOICES, DATASETS, PRESETS, UserError, figures_folder, make_config, named, runs_folder
+from fomo.config import CHOICES, DATASETS, PRESETS, WEIGHTS, UserError, make_config
+from fomo.paths import absolute, figures_folder, named, runs_folder
 
 
 class Parser(argparse.ArgumentParser):
@@ -60,6 +61,9 @@ def main(arguments: list[str] | None = None) -> int:
     given, begun = parser.parse_args(arguments), time.perf_counter()
     for stream in (sys.stdout, sys.stderr):  # a file's name may be no text at all
         stream.reconfigure(errors="backslashreplace")
+    for name in ("FOMO_RUNS", "FOMO_FIGURES"):
+        if os.environ.get(name):
+            os.environ[name] = str(Path(os.environ[name]).absolute())  # notebooks run in another folder
     if given.command not in ("report", "bench"):
         os.environ["FOMO_FRESH"] = "0"  # the others go on with what is there, and delete nothing
     try:
@@ -101,7 +105,7 @@ def _refuse(text: str) -> int:
 def _advice(error: OSError) -> list[str]:
     """What to do about an error of the system, as far as that is known."""
     path = Path(os.fsdecode(error.filename)).absolute() if isinstance(error.filename, str | bytes) else None
-    results = [runs_folder("fashion_sample").parent.absolute(), figures_folder().absolute()]
+    results = runs_folder("fashion_sample").parent, figures_folder()
     elsewhere = "results go to data/runs and figures, or to the folders that FOMO_RUNS and FOMO_FIGURES name"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return ["free some space", elsewhere]
@@ -160,11 +164,8 @@ def _asked(given: argparse.Namespace) -> dict:
         raise UserError(f"seed '{given.seed}' is not a whole number from 0")
     if given.image_size and not given.image_size.isdecimal():
         raise UserError(f"image size '{given.image_size}' is not a whole number of pixels")
-    dataset, weights = given.dataset, given.weights
-    if named(dataset) not in DATASETS:  # notebooks run in another folder
-        dataset = str(Path(dataset).expanduser().absolute())
-    if weights not in ("", None, "imagenet", "random"):
-        weights = str(Path(weights).expanduser().absolute())
+    dataset = given.dataset if given.dataset.endswith(":") else named(given.dataset)  # notebooks run in another folder
+    weights = absolute(given.weights, WEIGHTS) if given.weights else None
     try:
         minutes = float(given.minutes) if given.minutes else None
     except ValueError as error:

@@ -16,7 +16,8 @@ import pandas as pd
 import torch
 
 from fomo.clock import Clock
-from fomo.config import NAMED, UserError, figures_folder, make_config, named, runs_folder, usual_preset
+from fomo.config import NAMED, WEIGHTS, UserError, make_config, usual_preset
+from fomo.paths import absolute, figures_folder, named, runs_folder
 from fomo.storage import Lock, atomic, read_json, read_table, sweep, write_json, write_table
 
 
@@ -129,6 +130,8 @@ class Run:
         usual = usual_preset(dataset, settings.get("minutes"))
         self.preset = preset = preset or ("auto" if plan is not None else usual)
         self.asked = {field: value for field, value in settings.items() if value is not None}
+        if isinstance(self.asked.get("weights"), str):
+            self.asked["weights"] = absolute(self.asked["weights"], WEIGHTS)
         if plan is not None:
             decided = _read_plan(plan)
             self.asked = decided["settings"] | self.asked | {"minutes": 0.0}

@@ -1,7 +1,5 @@
 """What a run is asked to do: the settings, the presets, and the check of every name before anything is computed."""
 
-import hashlib
-import os
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -9,6 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "data" / "results"  # the small tables of what was measured
 DATASETS = ("emotions", "fashion", "fashion_sample", "flowers", "skin_cancer")
+WEIGHTS = ("imagenet", "random")  # what weights may be besides a file
 
 
 class UserError(ValueError):
@@ -165,32 +164,6 @@ PRESETS = {
 }
 
 
-def runs_folder(dataset: str) -> Path:
-    """Where the runs on a data set (a name or a path) are stored: in data/runs, or in FOMO_RUNS."""
-    label = dataset
-    if dataset not in DATASETS:  # two folders of the same name are two data sets
-        path = Path(dataset).expanduser().resolve()
-        label = f"{path.name}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:6]}"
-    return Path(os.environ.get("FOMO_RUNS") or ROOT / "data" / "runs") / label
-
-
-def named(dataset: str) -> str:
-    """The data set that is meant: one of `DATASETS`, which a colon marks as such, or a path. Raises `UserError` where a
-    folder or file here is called like one of these."""
-    name = dataset.removesuffix(":")
-    if name not in DATASETS or name != dataset:
-        return name if name in DATASETS else dataset
-    here, own = Path(name).resolve(), ROOT / "data" / name
-    if here.exists() and here != own:
-        raise UserError(f"'{name}' is a data set of the report, and {here} is there, too; give ./{name} or {name}:")
-    return name
-
-
-def figures_folder() -> Path:
-    """Where the figures of all runs are stored: in figures, or in FOMO_FIGURES."""
-    return Path(os.environ.get("FOMO_FIGURES") or ROOT / "figures")
-
-
 def usual_preset(dataset: str, minutes: float | None = None) -> str:
     """The preset of a run that names none: `quick` for the sample, which it was made for, unless minutes are given;
     `auto` for all else."""
@@ -233,7 +206,7 @@ def make_config(dataset: str, preset: str | None = None, **settings) -> Config:
     config = Config(dataset=dataset, **PRESETS[preset] | own | given)
     if sees_one_size(backbone) and (config.train_scale != 1 or config.trial_size not in (0, config.image_size)):
         raise UserError(f"backbone '{backbone}' sees images of one size only: train_scale must be 1, and trial_size 0")
-    if config.weights not in ("imagenet", "random") and not Path(config.weights).expanduser().is_file():
+    if config.weights not in WEIGHTS and not Path(config.weights).expanduser().is_file():
         raise UserError(f"weights '{config.weights}' is not a file; give one, or imagenet, or random")
     return config
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 import toys
 
+import fomo
 from fomo.artifacts import Run, Stage
 from fomo.config import UserError
 from fomo.storage import read_json
@@ -63,6 +64,26 @@ def test_two_folders_of_one_name_have_runs_of_their_own(tmp_path):
     for folder in folders:
         folder.mkdir(parents=True)
     assert toys.tiny_run(folders[0]).folder != toys.tiny_run(folders[1]).folder
+
+
+def test_run_by_relative_paths_goes_on_where_the_process_stands_elsewhere(tmp_path, monkeypatch):
+    toys.write_dataset(tmp_path / "toy", train=5, test=2)
+    toys.save_weights(tmp_path / "mine.pth", "test_efficientnet", 32)
+    for name in ("FOMO_RUNS", "FOMO_FIGURES"):
+        monkeypatch.setenv(name, name.lower())
+    monkeypatch.chdir(tmp_path)
+    run, given = toys.tiny_run("toy", weights="mine.pth"), sorted(path.name for path in tmp_path.iterdir())
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    fomo.probe(run)
+    run.savefig("empty")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        [*given, "elsewhere", "fomo_runs", "fomo_figures"]
+    )
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+    monkeypatch.chdir(tmp_path)
+    again = toys.tiny_run(tmp_path / "toy", weights=str(tmp_path / "mine.pth"))
+    assert (again.folder, again.config) == (run.folder, run.config)
 
 
 def test_run_lies_where_the_environment_says(tmp_path):

@@ -313,6 +313,7 @@ def test_notebook_that_fails_is_an_error_in_one_line(notebooks, copied, dataset,
 def test_notebooks_open_the_run_of_the_command_wherever_they_stand(own_dataset, tmp_path, monkeypatch, asked):
     toys.save_weights(tmp_path / "mine.safetensors", "test_vit", 96)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FOMO_RUNS", "runs")
     options = ["--backbone", "test_vit", "--weights", "mine.safetensors", "--image-size", "96"]
     main(["report", "--dataset", "own", "--seed", "3", *QUICK, *options])
     monkeypatch.chdir(ROOT / "notebooks")

@@ -16,11 +16,12 @@ import toys
 
 from fomo.config import ROOT
 
-LOWEST = {"storage", "config", "progress"}
+LOWEST = {"storage", "config", "progress", "paths"}
 PARTS = {"artifacts", "study", "networks", "data"}  # none of which knows another
 ALLOWED = {  # what each room may import besides itself, from the bottom
     "config": set(),
     "progress": set(),
+    "paths": {"config"},
     "storage": {"config"},
     "figures": set(),
     **dict.fromkeys(PARTS, LOWEST),

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fomo.config import DATASETS, ROOT, Config, UserError, runs_folder, some
+from fomo.config import DATASETS, ROOT, Config, UserError, some
 from fomo.data.archives import KINDS, REFUSED, obtain, unpack
 from fomo.data.division import divide
 from fomo.data.folders import HOW, Listing, NoClassesError, list_class_folders, split_of, tables
@@ -20,6 +20,7 @@ from fomo.data.names import ordered, tidy
 from fomo.data.sources import Folder, IdxFiles
 from fomo.data.tables import HIDDEN, first_line, list_tables, read_classes, read_split
 from fomo.data.tree import Tree
+from fomo.paths import runs_folder
 
 TEST_SHARE = 0.2  # of a data set without a test split; cut with seed 0 whatever the run's, so that runs compare
 FEWEST = 2  # train images of a class: one to train on and one to validate on

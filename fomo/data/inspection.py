@@ -7,13 +7,14 @@ import numpy as np
 import pandas as pd
 from sklearn.neighbors import NearestNeighbors
 
-from fomo.config import named, runs_folder, some
+from fomo.config import some
 from fomo.data.datasets import Dataset, load_dataset
 from fomo.data.folders import said
 from fomo.data.images import for_each, to_pixels
 from fomo.data.look import HASH_SIZE, look, oddities
 from fomo.data.survey import Survey, survey
 from fomo.data.tables import HIDDEN
+from fomo.paths import named, runs_folder
 from fomo.storage import read_json, read_table, write_json, write_table
 
 NEAR = 6  # bits that may differ between two pictures of the same

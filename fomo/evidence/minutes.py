@@ -18,9 +18,10 @@ import seaborn as sns
 from tqdm import tqdm
 
 from fomo.artifacts import Run
-from fomo.config import RESULTS, ROOT, runs_folder
+from fomo.config import RESULTS, ROOT
 from fomo.data.datasets import load_dataset
 from fomo.evidence.peers import plain, probe
+from fomo.paths import runs_folder
 from fomo.stages.evaluation import evaluate
 from fomo.stages.metrics import measure
 from fomo.storage import atomic, read_json, read_table, write_json, write_table

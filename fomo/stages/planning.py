@@ -49,8 +49,9 @@ def plan(run: Run) -> Planned:
             with run.clock.running():
                 _make(run, stage)
                 stage.finish()
-    run.settle(run.clock.decisions["settings"])
-    return Planned(run.clock.decisions["settings"], stage.table("steps"), load_facts(run), _load_contest(stage))
+        settings = run.clock.decisions["settings"]
+        run.settle(settings)
+        return Planned(settings, stage.table("steps"), load_facts(run), _load_contest(stage))
 
 
 def _stage(run: Run) -> Stage:

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from fomo.evidence import minutes, steps
-from fomo.stages import facts
+from fomo.stages import timing
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def task(dataset, tmp_path, monkeypatch):
     small = {"image_size": 32, "backbone": "test_efficientnet", "weights": "random", "batch_size": 4}
     monkeypatch.setattr(steps, "SETTINGS", steps.SETTINGS | small)
     monkeypatch.setattr(steps, "BATCH", 4)
-    monkeypatch.setattr(facts, "TIMED_SIDES", (32, 48))
+    monkeypatch.setattr(timing, "TIMED_SIDES", (32, 48))
     return "toy"
 
 
