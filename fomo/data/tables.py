@@ -53,7 +53,7 @@ def read_split(folder: Path, split: str, classes: list[str]) -> pd.DataFrame:
     if classes and labels.max() >= len(classes):
         raise UserError(f"{path} has label {labels.max()}, but the classes are {len(classes)}: 0 to {len(classes) - 1}")
     result = pd.DataFrame({"file": f"images_{split}/" + table["image_file_name"], "label": labels})
-    check_files(str(path), result["file"])
+    check_files(path, folder, result["file"])
     return result.assign(group=groups_of(table[GROUP], result["file"])) if GROUP in table else result
 
 
@@ -87,11 +87,19 @@ def first_line(path: Path) -> str:
         return file.readline()
 
 
-def check_files(table: str, files: pd.Series) -> None:
-    """Raises `UserError` where a table names a file twice: it could come to lie on both sides of a split."""
+def check_files(table: Path, folder: Path, files: pd.Series) -> None:
+    """Raises `UserError` where a table names a file twice, for it could come to lie on both sides of a split, and where
+    none of the files that it names is in the folder."""
     twice = files[files.duplicated()]
     if len(twice):
         raise UserError(f"{table} names {some(list(twice))} more than once; take the further lines out")
+    if not any((folder / file).exists() for file in files):
+        place = (folder / files.iloc[0]).parent
+        there = some(sorted(entry.name for entry in place.iterdir())) if place.is_dir() else "no such folder"
+        raise UserError(
+            f"none of the {len(files)} files that {table} names is there: the first would be {folder / files.iloc[0]}. "
+            f"In {place} there is {there or 'nothing'}. Suffix, folder or slashes may be others than the table says"
+        )
 
 
 class Files:
@@ -149,7 +157,7 @@ def list_tables(tree: Tree, names: Iterable[str], columns: str) -> Listing:
         parts.append(_listed(tree.folder / name, table, found, files, split))
         notes.append(f"{name}: images are in column {found['file']}, classes in {found['said']}")
     listed = pd.concat(parts, ignore_index=True)
-    check_files(f"{tree.folder / names[0]}", listed["file"])
+    check_files(tree.folder / names[0], tree.folder, listed["file"])
     used = set(listed["file"])
     beside = [file for image in tree.images if (file := "/".join(image)) not in used]
     left_out = pd.DataFrame({"file": beside, "reason": "no table names it"}, columns=["file", "reason"])

@@ -237,6 +237,7 @@ def test_archive_that_is_not_read_is_refused_by_name(tmp_path, name):
 
 FILES = [f"images/{number}.png" for number in range(12)]
 LABELS = [CLASSES[number % 2] for number in range(12)]
+LABELS_OF_TOY = [number % 3 for number in range(12)]
 
 
 @pytest.fixture
@@ -331,6 +332,16 @@ def test_columns_that_are_given_decide(images):
     assert read(table, columns="file:breed:owner")[1].train["group"].nunique() < 6
     with pytest.raises(UserError, match=r"COLUMNS=file:race does not say .* it has file, breed, place, owner"):
         read(table, columns="file:race")
+
+
+def test_where_no_file_of_a_table_is_there_the_common_mistakes_are_named(images, tmp_path):
+    table = write(images, {"file": [f"{file}.jpeg" for file in FILES], "label": LABELS})
+    with pytest.raises(UserError, match=r"none of the 12 files .*0\.png\.jpeg.* there is 0\.png, .* Suffix, folder or"):
+        read(table, columns="file:label")
+    folder = toys.write_dataset(tmp_path / "toy", train=4, test=2)
+    toys.write_csv(folder, "train", [f"{n:03}" for n in range(12)], LABELS_OF_TOY)
+    with pytest.raises(UserError, match=r"none of the 12 files .* there is 000\.png, 001\.png"):
+        read(folder)
 
 
 def test_images_that_no_table_names_are_left_out(images):
