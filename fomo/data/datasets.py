@@ -99,6 +99,7 @@ def load_dataset(name: str, columns: str = "", on_rare: str = "refuse") -> Datas
         raise UserError(f"unknown data set '{name}'; choose from {', '.join(DATASETS)}, or give a folder or a table")
     if path.is_file() and path.suffix.lower() in REFUSED:
         raise UserError(f"{path} is packed in a way that is not read; unpack it and give the folder, or a .zip")
+    given = str(path)
     if path.is_file() and path.name.lower().endswith(KINDS):
         path = _unpacked(path, runs_folder(name) / "unpacked")
     if path.is_dir() and _is_archive_layout(path):
@@ -106,7 +107,7 @@ def load_dataset(name: str, columns: str = "", on_rare: str = "refuse") -> Datas
     else:
         tree = Tree(path if path.is_dir() else path.parent)
         listing = _list(tree, columns) if path.is_dir() else list_tables(tree, [path.name], columns)
-        dataset = _with_splits(str(path), Folder(tree.folder), listing)
+        dataset = _with_splits(given, Folder(tree.folder), listing)
     return _without_rare(dataset, on_rare)
 
 
@@ -131,12 +132,13 @@ def _list(tree: Tree, columns: str) -> Listing:
     """The images of a folder: by its folders, or by the tables in it where those name no classes, or where `columns`
     say that they are to be used."""
     found = tables(tree)
-    named = [name for name in found if split_of(Path(name).stem)] or found
+    named = [name for name in found if split_of(name)] or found
     if columns and named:
         return list_tables(tree, named, columns)
     try:
         return list_class_folders(tree)
     except NoClassesError as error:
+        named = named or tables(tree, inside=True)
         if not named or (len(named) > 1 and not split_of(named[0])):
             raise
         try:

@@ -31,7 +31,8 @@ class Listing:
 
 
 def split_of(name: str) -> str:
-    """The split that a folder or table of this name is, such as train or seg_train; "" if none, or several."""
+    """The split that a folder or table of this name is, such as train, seg_train or train/labels.csv; "" if none, or
+    several."""
     words = re.split(r"[^a-z]+", name.lower())
     found = {SPLITS[word] for word in words if word in SPLITS}
     return found.pop() if len(found) == 1 else ""
@@ -123,9 +124,12 @@ def _tables(tree: Tree) -> str:
     )
 
 
-def tables(tree: Tree) -> list[str]:
-    """The tables in the folder itself."""
-    return [name for name, *inner in tree.others if not inner and PurePosixPath(name).suffix.lower() in TABLES]
+def tables(tree: Tree, *, inside: bool = False) -> list[str]:
+    """The tables in the folder itself, or those `inside` of its folders that are splits."""
+    found = [file for file in tree.others if PurePosixPath(file[-1]).suffix.lower() in TABLES]
+    if inside:
+        return ["/".join(file) for file in found if len(file) == 2 and split_of(file[0])]
+    return [file[0] for file in found if len(file) == 1]
 
 
 class _Found:

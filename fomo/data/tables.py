@@ -149,7 +149,7 @@ def list_tables(tree: Tree, names: Iterable[str], columns: str) -> Listing:
     is found by looking, unless `columns` (file:label, or file:label:group) says it. Raises `UserError` where that is
     not clear."""
     files, names = Files(tree), list(names)
-    splits = {name: split_of(Path(name).stem) if len(names) > 1 else "" for name in names}
+    splits = {name: split_of(name) if len(names) > 1 else "" for name in names}
     parts, notes = [], []
     for name, split in splits.items():
         table = read_table(tree.folder / name)
@@ -237,6 +237,9 @@ def _listed(path: Path, table: pd.DataFrame, columns: dict, files: Files, split:
         raise UserError(f"{path} has no label in line {table.index[empty][0] + 2}; give it one, or take the line out")
     named = table[columns["file"]]
     found = [files.find(value, of) or _plain(value) for value, of in zip(named, splits, strict=True)]
+    folders = [split_of(file.split("/")[0]) for file in found]
+    if not any(splits) and all(folders):
+        splits = pd.Series(folders, index=table.index)
     listed = pd.DataFrame({"file": found, "label": labels, "split": splits})
     if columns["group"]:
         listed["group"] = groups_of(table[columns["group"]], listed["file"])

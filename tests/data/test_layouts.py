@@ -221,6 +221,7 @@ def test_archive_is_read_as_the_folder_that_it_holds(tmp_path, monkeypatch, name
     archive = pack(folder, tmp_path / name)
     found, dataset = read(archive)
     assert found == expected
+    assert dataset.name == str(archive)
     assert all(dataset.source.open(file).size == (12, 12) for file in found)
     assert {path.name for path in tmp_path.iterdir()} == {name, "runs"}
     assert read(archive)[1].fingerprint() == dataset.fingerprint()
@@ -302,6 +303,22 @@ def test_tables_named_as_splits_are_those(tmp_path):
     found, _ = read(tmp_path)
     assert found["train/1.png"] == ("train", "dog")
     assert found["test/1.png"] == ("test", "?")
+
+
+def test_tables_inside_of_the_splits_are_used(tmp_path):
+    put(tmp_path, "train", "test", count=6)
+    for name in ("train", "test"):
+        columns = {"file_name": [f"{number}.png" for number in range(6)], "label": LABELS[:6]}
+        write(tmp_path, columns, f"{name}/metadata.csv")
+    found, _ = read(tmp_path)
+    assert (found["train/1.png"], found["test/0.png"], len(found)) == (("train", "dog"), ("test", "cat"), 12)
+
+
+def test_one_table_of_images_in_folders_that_are_splits_leaves_them_so(tmp_path):
+    put(tmp_path, "train", "test", count=6)
+    files = [f"{name}/{number}.png" for name in ("train", "test") for number in range(6)]
+    found, _ = read(write(tmp_path, {"file_name": files, "label": LABELS}))
+    assert found == {file: (file.split("/")[0], label) for file, label in zip(files, LABELS, strict=True)}
 
 
 def test_empty_labels_of_test_images_are_hidden(images):
