@@ -142,6 +142,12 @@ def test_contest_decides_how_images_are_seen():
     assert (settings.fit, settings.flip) == ("pad", "both")
 
 
+def test_validation_images_that_are_given_are_the_share():
+    config = replace(CONFIG, minutes=15.0)
+    assert make_plan(facts(validated=0.17), CONTEST, config, 900).settings["validation_share"] == 0.17
+    assert make_plan(facts(), CONTEST, config, 900).settings["validation_share"] == 0.13
+
+
 def test_network_of_a_better_contest_is_taken():
     better = FOUND.assign(log_loss=[0.7, 0.7, 0.7, 0.1])
     assert planned(60, contest=replace(CONTEST, table=better))[1].backbone == LARGE
