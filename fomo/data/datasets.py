@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fomo.config import DATASETS, ROOT, Config, UserError, some
+from fomo.config import DATASETS, ROOT, UserError, some
 from fomo.data.archives import KINDS, REFUSED, obtain, unpack
 from fomo.data.division import divide
 from fomo.data.folders import HOW, Listing, NoClassesError, list_class_folders, split_of, tables
@@ -70,11 +70,6 @@ class Dataset:
         """A hash of what a split lists, and of the class names: another one means other data."""
         text = self.listed(split).to_csv(index=False)
         return hashlib.sha256("\n".join([text, *self.classes]).encode("utf-8", "surrogateescape")).hexdigest()[:16]
-
-
-def dataset_of(config: Config) -> Dataset:
-    """The data set of a run."""
-    return load_dataset(config.dataset, config.columns, config.on_rare)
 
 
 def load_dataset(name: str, columns: str = "", on_rare: str = "refuse") -> Dataset:

@@ -7,13 +7,12 @@ from dataclasses import asdict, dataclass, fields, replace
 import pandas as pd
 
 from fomo.artifacts import Run, Stage
-from fomo.data.datasets import dataset_of
 from fomo.networks.weights import OFFLINE, ONLINE, available
 from fomo.stages import rules
 from fomo.stages.contest import Contest, contest
 from fomo.stages.facts import Facts, look
 from fomo.stages.forecast import ORDER, SAFETY, epoch, forecast, member
-from fomo.stages.inputs import bound_stage
+from fomo.stages.inputs import bound_stage, dataset_of
 from fomo.storage import read_json, read_table, write_json
 
 CONTEST, WIDE = 0.06, 0.1  # of the minutes: what the contest may take, and, with the fewest images, all its sides
@@ -62,7 +61,7 @@ def _stage(run: Run) -> Stage:
 
 def _make(run: Run, stage: Stage) -> None:
     """Makes the plan and stores it."""
-    dataset, asked = dataset_of(run.config), run.before
+    dataset, asked = dataset_of(run), run.before
     facts = look(run, dataset, looked_at(run))
     seconds = 60 * asked.minutes
     sides = [asked.image_size]

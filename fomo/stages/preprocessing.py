@@ -12,13 +12,14 @@ from torch.utils.data import DataLoader
 from fomo.artifacts import Run, Stage
 from fomo.config import Config, UserError, some
 from fomo.data.batches import ImageBatches, loader
-from fomo.data.datasets import Dataset, check_classes, dataset_of, rare_classes, without
+from fomo.data.datasets import Dataset, check_classes, rare_classes, without
 from fomo.data.division import divide, sample
 from fomo.data.images import store_pixels
 from fomo.data.inspection import digests, leaks
 from fomo.data.survey import Survey, survey
 from fomo.networks.backbones import Backbone
 from fomo.stages.common import open_stage, step
+from fomo.stages.inputs import dataset_of, forget
 from fomo.stages.planning import load_facts
 from fomo.storage import read_json, write_json, write_table
 
@@ -67,7 +68,7 @@ class Unseen:
 def preprocess(run: Run) -> Preprocessed:
     """The images of the train split: read, resized and cropped, looked over, and divided into train and validation.
     Whether those of the test split can be read is seen as well, before anything is trained."""
-    dataset, stage = dataset_of(run.config), open_stage(run, "1_preprocessing")
+    dataset, stage = dataset_of(run), open_stage(run, "1_preprocessing")
     if not stage.done:
         images = dataset.train.sort_values("file", ignore_index=True)
         facts = load_facts(run)
@@ -202,6 +203,7 @@ def _refuse(run: Run, stage: Stage, dataset: Dataset, damaged: pd.DataFrame) -> 
         return
     stage.path("pixels.npy").unlink()
     shutil.rmtree(run.folder / "1_test_images")
+    forget(run)
     listed = run.folder / "unreadable.csv"
     write_table(listed, damaged)
     named = some([f"{row.file} ({row.reason})" for row in damaged.itertuples()])

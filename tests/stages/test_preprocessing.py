@@ -282,6 +282,17 @@ def test_refused_test_images_are_read_anew_once_they_are_repaired(own_dataset):
     assert len(read_test_images(run, data.dataset, data.survey).rows) == 6
 
 
+def test_damaged_images_may_be_taken_out_and_the_same_run_goes_on(tmp_path):
+    folder = toys.write_class_folders(tmp_path / "own", count=6)
+    (folder / "top" / "bad.png").write_bytes(b"text")
+    run = toys.tiny_run(folder)
+    with pytest.raises(UserError, match="cannot read"):
+        fomo.preprocess(run)
+    (folder / "top" / "bad.png").unlink()
+    assert fomo.preprocess(run).left_out.empty
+    assert fomo.preprocess(toys.tiny_run(folder)).left_out.empty
+
+
 def test_class_that_becomes_rare_is_dropped_where_that_is_asked_for(own_dataset):
     toys.write_csv(own_dataset, "train", [f"{n:03}.png" for n in range(8)], [0, 0, 0, 1, 1, 2, 2, 2])
     (own_dataset / "images_train" / "004.png").write_bytes(b"text")
