@@ -1,8 +1,7 @@
 """Archives of data sets: fetched with resume, checked against their md5, unpacked without trust in what they hold."""
 
-import gzip
+import glob
 import hashlib
-import lzma
 import os
 import shutil
 import stat
@@ -10,12 +9,13 @@ import sys
 import tarfile
 import time
 import zipfile
-import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from http.client import HTTPException
 from pathlib import Path, PureWindowsPath
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
+from uuid import uuid4
 
 from tqdm import tqdm
 
@@ -32,6 +32,7 @@ KINDS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")  # of archive
 REFUSED = (".7z", ".rar")
 ATTEMPTS = 5  # at a download that breaks off; each goes on where the last one stopped
 MAX_FILES = 1_000_000
+DAY = 86400  # seconds
 
 
 def obtain(name: str, folder: Path) -> Path:
@@ -120,46 +121,74 @@ def _md5(path: Path) -> str:
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpacks `archive` (of `KINDS`) to `folder`, whole or not at all.
+    """Unpacks `archive` (of `KINDS`) to `folder`, whole or not at all; if another process is done before, its is kept.
 
     Raises `UserError` for a damaged archive, and for one that holds a path outside of it, a link, a device, or far more
     than images compress to; then nothing is left behind.
     """
     limit = 10**9 + 20 * archive.stat().st_size  # bytes; images hardly compress, so 20 times is ample
-    temporary = folder.with_name(f".{folder.name}.unpacking")
-    shutil.rmtree(temporary, ignore_errors=True)  # what a killed run has left
-    temporary.mkdir(parents=True)
+    temporary = folder.with_name(f".{folder.name}.{uuid4().hex[:8]}.unpacking")
     size, extract = 0, _extract_zip if archive.name.lower().endswith(".zip") else _extract_tar
     try:
+        _clear(folder)
+        temporary.mkdir(parents=True)
         with tqdm(desc=f"unpacking {archive.name}", unit="file", leave=False) as bar:
             for number, (name, length, plain) in enumerate(extract(archive, temporary, limit), start=1):
                 size += length
+                path = PureWindowsPath(name)  # it knows both kinds of slashes
                 if not plain:
                     raise UserError(f"{archive} holds '{name[:200]}', which is neither a file nor a folder; refused")
-                if name.startswith(("/", "\\")) or ".." in PureWindowsPath(name).parts:
+                if path.root or ".." in path.parts:
                     raise UserError(f"{archive} holds '{name[:200]}', which lies outside of it; refused")
                 if size > limit or number > MAX_FILES:
                     raise UserError(f"{archive} unpacks to over {limit} bytes or {MAX_FILES} files; refused")
                 bar.update()
-        os.replace(temporary, folder)
-    except (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, ValueError, EOFError) as error:
-        raise UserError(f"{archive} cannot be unpacked ({str(error)[:200]}); fetch it anew") from error
-    except (gzip.BadGzipFile, RuntimeError, NotImplementedError) as error:  # encrypted, or packed in a rare way
-        raise UserError(f"{archive} cannot be unpacked ({str(error)[:200]}); fetch it anew, or unpack it") from error
+        try:
+            os.replace(temporary, folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+    except UserError:
+        raise
+    except Exception as error:  # the libraries raise nearly anything for what is damaged, encrypted, or packed rarely
+        raise UserError(
+            f"{archive} cannot be unpacked ({str(error)[:200]}); fetch it anew, or unpack it and give the folder"
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def _clear(folder: Path) -> None:
+    """Removes what killed runs have left that unpacked to `folder`: what is a day old is no other's that still does."""
+    for left in folder.parent.glob(f".{glob.escape(folder.name)}.*.unpacking"):
+        with suppress(FileNotFoundError):  # another process clears as well
+            if time.time() - left.stat().st_mtime > DAY:
+                shutil.rmtree(left, ignore_errors=True)
+
+
+class _Header(tarfile.TarInfo):
+    """A header of a tar. Where one is damaged or missing, tarfile would stop in silence."""
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        try:
+            return super().fromtarfile(tar)
+        except tarfile.EOFHeaderError:  # the mark of the end
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(str(error)) from error
+
+
 def _extract_tar(archive: Path, folder: Path, limit: int) -> Iterator[tuple[str, int, bool]]:
     """Yields (name, bytes, whether it is a file or folder) of each member, and extracts it if nobody objects."""
-    with tarfile.open(archive, "r:*") as tar:
+    with tarfile.open(archive, "r:*", tarinfo=_Header) as tar:
         size = 0
         for member in tar:
             yield member.name, member.size, member.isfile() or member.isdir()
             tar.extract(member, folder, filter="data")
             size += member.size
-        while size < limit and (rest := tar.fileobj.read(1 << 20)):  # tarfile stops in silence at a damaged header; the
-            size += len(rest)  # checksum at the end of the stream does not
+        while size < limit and (rest := tar.fileobj.read(1 << 20)):  # the checksum is at the end of the stream
+            size += len(rest)
 
 
 def _extract_zip(archive: Path, folder: Path, limit: int) -> Iterator[tuple[str, int, bool]]:
@@ -168,4 +197,5 @@ def _extract_zip(archive: Path, folder: Path, limit: int) -> Iterator[tuple[str,
         for member in packed.infolist():
             kind = stat.S_IFMT(member.external_attr >> 16)
             yield member.filename, member.file_size, kind in (0, stat.S_IFREG, stat.S_IFDIR)
+            member.filename = member.filename.replace("\\", "/")  # as some programs of Windows write it
             packed.extract(member, folder)

@@ -5,6 +5,7 @@ data/README.md describes the layouts. Whatever the layout, a `Dataset` is two ta
 
 import hashlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -111,8 +112,13 @@ def _unpacked(archive: Path, folder: Path) -> Path:
     stat = archive.stat()
     version = folder / hashlib.sha256(f"{stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:6]
     if not version.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        unpack(archive, version)
+        try:
+            unpack(archive, version)
+        except UserError:
+            with suppress(OSError):  # which says that something else lies there
+                folder.rmdir()
+                folder.parent.rmdir()
+            raise
     return version
 
 

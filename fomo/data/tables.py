@@ -1,8 +1,10 @@
 """Tables of files and labels, and lists of class names: read as people write them, understood by looking, checked."""
 
+import os
 import re
+import unicodedata
 from collections.abc import Iterable
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -104,44 +106,46 @@ def check_files(table: Path, folder: Path, files: pd.Series) -> None:
 
 class Files:
     """Finds the images of a folder by the names that a table has for them: paths relative to it, or to another
-    machine's folder, with slashes of either kind, with or without suffix."""
+    machine's folder, with slashes of either kind, with or without suffix, each letter written in either way."""
 
     def __init__(self, tree: Tree):
-        self.tree = tree
-        self._known: dict[str, list[str]] = {}  # by its last part, with and without suffix
+        self.folder = str(tree.folder)
+        self._files = {"/".join(image) for image in tree.images}
+        self._known: dict[str, list[str]] = {}  # by each end of its path, with and without suffix
         for image in tree.images:
-            path = PurePosixPath(*image)
-            for name in {path.name, path.stem}:
-                self._known.setdefault(name, []).append(str(path))
+            for last in {image[-1], os.path.splitext(image[-1])[0]}:
+                end = _alike(last)
+                self._known.setdefault(end, []).append("/".join(image))
+                for part in reversed(image[:-1]):
+                    end = f"{_alike(part)}/{end}"
+                    self._known.setdefault(end, []).append("/".join(image))
 
     def find(self, value: str, split: str = "") -> str:
         """The file that `value` names, relative to the folder; of several the one in a folder that is this `split`;
         "" if there is none, or if that does not tell."""
-        parts = PureWindowsPath(value.strip()).parts  # it knows both kinds of slashes
-        if not parts:
-            return ""
-        found = self._known.get(parts[-1], [])
-        for count in range(1, len(parts) + 1):
-            if len(found) < 2:
-                break
-            ends = [one for one in found if _ends(one, parts[-count:])]
-            if not ends:  # the rest of the path is that of another machine
-                break
-            found = ends
-        if len(found) > 1 and split:
-            found = [one for one in found if split_of(one.split("/")[0]) == split]
+        slashed = value.replace("\\", "/")
+        parts = [part for part in slashed.split("/") if part not in ("", ".")]
         exact = "/".join(parts)
-        if exact in found or len(found) == 1:
-            return exact if exact in found else found[0]
-        outside = value.strip()  # a path that leads out of the folder
-        return outside if not found and (self.tree.folder / outside).is_file() else ""
+        if ".." in parts or slashed.startswith("/"):
+            exact = os.path.relpath(os.path.join(self.folder, slashed), self.folder)
+        for one in (value, exact):
+            if one in self._files:
+                return one
+        if exact.startswith("..") and os.path.isfile(os.path.join(self.folder, exact)):  # it leads out of the folder
+            real = os.path.relpath(os.path.realpath(os.path.join(self.folder, exact)), self.folder)
+            return real if real in self._files else exact  # and maybe back, by a link
+        ends = ("/".join(map(_alike, parts[start:])) for start in range(len(parts)))
+        found = next((self._known[end] for end in ends if end in self._known), [])  # above may be another machine's
+        if len(found) > 1 and split:
+            found = [one for one in found if split in map(split_of, one.split("/")[:-1])]
+        if not found and exact and os.path.isfile(os.path.join(self.folder, exact)):  # it is not called like an image
+            return exact
+        return found[0] if len(found) == 1 else ""
 
 
-def _ends(file: str, parts: tuple[str, ...]) -> bool:
-    path = PurePosixPath(file)
-    return (*path.parts[:-1], path.name)[-len(parts) :] == parts or (*path.parts[:-1], path.stem)[
-        -len(parts) :
-    ] == parts
+def _alike(part: str) -> str:
+    """A part of a path as tables have it: each letter written in one way (Unicode NFC), no spaces around."""
+    return unicodedata.normalize("NFC", part).strip()
 
 
 def list_tables(tree: Tree, names: Iterable[str], columns: str) -> Listing:

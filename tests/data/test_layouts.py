@@ -3,6 +3,7 @@
 import json
 import shutil
 import tarfile
+import unicodedata
 import zipfile
 
 import numpy as np
@@ -369,3 +370,46 @@ def test_images_that_no_table_names_are_left_out(images):
 def test_table_beside_folders_of_classes_is_named(tmp_path):
     write(put(tmp_path, "cat", "dog"), {"file": ["cat/0.png"], "label": ["x"]}, "metadata.csv")
     assert any("metadata.csv lies beside the images" in note for note in read(tmp_path)[1].notes)
+
+
+# ---- files that are not called as the table has them
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_letters_of_a_file_may_be_written_in_another_way(tmp_path, form):
+    own = {"NFC": "NFD", "NFD": "NFC"}[form]
+    put(tmp_path, *(unicodedata.normalize(own, f"é{number}") for number in range(6)), count=1)
+    names = [unicodedata.normalize(form, f"é{number}/0.png") for number in range(6)]
+    assert len(read(write(tmp_path, {"file": names, "label": LABELS[:6]}))[0]) == 6
+
+
+def test_file_with_spaces_around_its_name_is_found(tmp_path):
+    put(tmp_path, " a ", "b ", count=3)
+    names = [f"{folder}/{number}" for folder in (" a ", "b ") for number in range(3)]
+    found, _ = read(write(tmp_path, {"file": names, "label": ["x"] * 3 + ["y"] * 3}))
+    assert {file: label for file, (_, label) in found.items()}["b /1.png"] == "y"
+
+
+@pytest.mark.parametrize("prefix", ["{folder}/", "../here/", "/home/ann/here/", "{link}/", "./a/../"])
+def test_path_is_the_file_that_it_leads_to_before_any_that_ends_so(tmp_path, prefix):
+    folder = put(tmp_path / "here", "a", "here/a", count=6)
+    (tmp_path / "link").symlink_to(folder)
+    prefix = prefix.format(folder=folder, link=tmp_path / "link")
+    names = [f"{prefix}a/{number}.png" for number in range(6)]
+    found, _ = read(write(folder, {"file": names, "label": LABELS[:6]}))
+    outer = "here/" if "ann" in prefix else ""  # there is nothing at it, so that the longest end decides
+    assert set(found) == {f"{outer}a/{number}.png" for number in range(6)}
+
+
+def test_path_that_leads_out_of_the_folder_is_no_file_in_it(tmp_path):
+    put(tmp_path / "here", ".", count=6)
+    put(tmp_path / "there", ".", count=6)
+    names = [f"..\\there\\{number}.png" for number in range(6)]
+    found, dataset = read(write(tmp_path / "here", {"file": names, "label": LABELS[:6]}))
+    assert set(found) == {f"../there/{number}.png" for number in range(6)}
+    assert len(dataset.left_out) == 6
+
+
+def test_column_of_long_texts_is_no_column_of_files(images):
+    columns = {"text": [f"{number}" * 5000 for number in range(12)], "file": FILES, "label": LABELS}
+    assert len(read(write(images, columns))[0]) == 12
