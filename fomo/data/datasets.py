@@ -15,11 +15,12 @@ import pandas as pd
 
 from fomo.config import DATASETS, ROOT, UserError, some
 from fomo.data.archives import KINDS, REFUSED, obtain, unpack
+from fomo.data.columns import list_tables
 from fomo.data.division import divide
 from fomo.data.folders import HOW, Listing, NoClassesError, list_class_folders, split_of, tables
 from fomo.data.names import ordered, tidy
 from fomo.data.sources import Folder, IdxFiles
-from fomo.data.tables import HIDDEN, first_line, list_tables, read_classes, read_split
+from fomo.data.tables import HIDDEN, first_line, read_classes, read_split
 from fomo.data.tree import Tree
 from fomo.paths import runs_folder
 
