@@ -39,7 +39,7 @@ class Model:
         self.description = description
         self.classes, self.ranges = description["classes"], description["ranges"]
 
-    def predict(self, images, batch_size: int = 64) -> pd.DataFrame:
+    def predict(self, images=(), batch_size: int = 64) -> pd.DataFrame:
         """A row for each image: file, class, confidence, the probability of each class, reason.
 
         `images` are a path, a folder (all images in it), a pattern such as "photos/*.png", a PIL image, an array

@@ -159,7 +159,7 @@ def damaged_image(folder):
         (missing_table, "has no train.csv"),
         (missing_file, "images_train/003.png (no such file or directory)"),
         (wrong_label, "'cat'"),
-        (rare_class, "fewer than 2 train images of 'bottom' (1)"),
+        (rare_class, "fewer than 2 train images of 'bottom' (1,"),
         (damaged_image, "cannot read images_train/003.png"),
     ],
 )

@@ -198,7 +198,7 @@ def _without_rare(dataset: Dataset, on_rare: str) -> Dataset:
     rare = rare_classes(dataset.classes, dataset.train["label"])
     if len(rare) and on_rare == "drop":
         dataset = without(dataset, [dataset.classes.index(name) for name in rare])
-    check_classes(dataset.name, dataset.classes, dataset.train["label"])
+    check_classes(dataset, dataset.train["label"])
     return dataset
 
 
@@ -234,13 +234,18 @@ def without(dataset: Dataset, labels: list[int]) -> Dataset:
     )
 
 
-def check_classes(name: str, classes: list[str], labels: pd.Series) -> None:
-    """Raises `UserError` unless every class has images to train on and to validate on."""
+def check_classes(dataset: Dataset, labels: pd.Series) -> None:
+    """Raises `UserError` unless every class has images to train on and to validate on among the train images that are
+    left, whose `labels` these are."""
+    classes = dataset.classes
     if len(classes) < 2:
-        raise UserError(f"{name} has the one class '{classes[0]}'; a classifier needs at least 2")
-    rare = [f"'{one}' ({count})" for one, count in rare_classes(classes, labels).items()]
+        raise UserError(f"{dataset.name} has the one class '{classes[0]}'; a classifier needs at least 2")
+    rare = rare_classes(classes, labels)
     if rare:
+        listed = pd.concat([dataset.train["label"], dataset.test()["label"]]).map(dict(enumerate(classes)))
+        named = [f"'{one}' ({count}, of {(listed == one).sum()} in all)" for one, count in rare.items()]
         raise UserError(
-            f"{name} has fewer than {FEWEST} train images of {some(rare, 20)}; every class needs one to train on and "
-            "one to validate on: add images, take it out, or leave such classes out by ON_RARE=drop (on_rare='drop')"
+            f"{dataset.name} has fewer than {FEWEST} train images of {some(named, 20)}; every class needs one to train "
+            "on and one to validate on: add images, take it out, or leave such classes out by ON_RARE=drop "
+            "(on_rare='drop')"
         )

@@ -133,7 +133,7 @@ def test_images(run: Run, dataset: Dataset, found: Survey) -> Unseen:
 def _divided(dataset: Dataset, images: pd.DataFrame, config: Config) -> tuple[pd.DataFrame, list[str]]:
     """The `images`, each with its `split`, and what there is to say about that. Raises `UserError` where a class cannot
     be in both."""
-    check_classes(dataset.name, dataset.classes, images["label"])
+    check_classes(dataset, images["label"])
     divided, notes = divide_images(images, config.validation_share, config.seed), []
     if "validation" in images and len(lacking := one_sided(divided)):
         named = some([dataset.classes[label] for label in lacking])

@@ -209,7 +209,7 @@ def test_table_names_the_splits(folders):
         ({"split": ["train", ""] * 15}, "names the split of some images only"),
         ({"label": ["a"] * 29 + [""]}, "has no label in line 31"),
         ({"label": "a"}, "has the one class 'a'"),
-        ({"label": ["rare"] + ["a"] * 15 + ["b"] * 14}, r"fewer than 2 train images of 'rare' \(1\)"),
+        ({"label": ["rare"] + ["a"] * 15 + ["b"] * 14}, r"fewer than 2 train images of 'rare' \(1, of 1 in all\)"),
     ],
 )
 def test_table_that_cannot_be_used_is_refused(folders, columns, message):
@@ -360,7 +360,11 @@ def test_label_beyond_the_names_of_classes_is_refused(folder):
 
 
 @pytest.mark.parametrize(
-    ("labels", "named"), [([0, 0, 1, 1, 2], r"'bottom' \(1\)"), ([0, 0, 1], r"'middle' \(1\), 'bottom' \(0\)")]
+    ("labels", "named"),
+    [
+        ([0, 0, 1, 1, 2], r"'bottom' \(1, of 3 in all\)"),
+        ([0, 0, 1], r"'middle' \(1, of 3 in all\), 'bottom' \(0, of 2 in all\)"),
+    ],
 )
 def test_classes_with_fewer_than_2_images_are_all_named(folder, labels, named):
     toys.write_csv(folder, "train", [f"{number:03}.png" for number in range(len(labels))], labels)

@@ -146,7 +146,7 @@ def test_thousand_damaged_images_are_left_out_and_the_good_ones_unharmed(tmp_pat
 def test_class_of_which_too_little_is_left_is_refused(own_dataset):
     toys.write_csv(own_dataset, "train", [f"{n:03}.png" for n in range(8)], [0, 0, 0, 1, 1, 1, 2, 2])
     (own_dataset / "images_train" / "007.png").write_bytes(b"text")
-    with pytest.raises(UserError, match=r"fewer than 2 train images of 'bottom' \(1\)"):
+    with pytest.raises(UserError, match=r"fewer than 2 train images of 'bottom' \(1, of 4 in all\)"):
         fomo.preprocess(toys.tiny_run(own_dataset, on_bad="skip"))
 
 
