@@ -20,8 +20,10 @@ class UserError(ValueError):
 
 
 def some(items: list[str], count: int = 3) -> str:
-    """The first `count` of `items`, and how many more there are."""
-    return ", ".join(items[:count]) + (f" and {len(items) - count} more" if len(items) > count else "")
+    """The first `count` of `items`, and how many more there are; what is very long without its middle."""
+    most = 1200 // count  # characters, so that all of it can be read
+    shown = [one if len(one) <= most else f"{one[: most // 2]}...{one[-most // 2 :]}" for one in items[:count]]
+    return ", ".join(shown) + (f" and {len(items) - count} more" if len(items) > count else "")
 
 
 @dataclass(frozen=True)

@@ -26,14 +26,14 @@ class Files:
     def __init__(self, tree: Tree):
         self.folder = str(tree.folder)
         self._files = {"/".join(image) for image in tree.images}
-        self._known: dict[str, list[str]] = {}  # by each end of its path, with and without suffix
+        self._called: dict[str, list[str]] = {}  # by each end of its path
+        self._bare: dict[str, list[str]] = {}  # and by each end of its path without suffix
         for image in tree.images:
-            for last in {image[-1], os.path.splitext(image[-1])[0]}:
-                end = _alike(last)
-                self._known.setdefault(end, []).append("/".join(image))
-                for part in reversed(image[:-1]):
-                    end = f"{_alike(part)}/{end}"
-                    self._known.setdefault(end, []).append("/".join(image))
+            for known, last in ((self._called, image[-1]), (self._bare, os.path.splitext(image[-1])[0])):
+                end = ""
+                for part in (last, *reversed(image[:-1])):
+                    end = f"{_alike(part)}/{end}" if end else _alike(part)
+                    known.setdefault(end, []).append("/".join(image))
 
     def find(self, value: str, split: str = "") -> str:
         """The file that `value` names, relative to the folder; of several the one in a folder that is this `split`;
@@ -50,7 +50,8 @@ class Files:
             real = os.path.relpath(os.path.realpath(os.path.join(self.folder, exact)), self.folder)
             return real if real in self._files else exact  # and maybe back, by a link
         ends = ("/".join(map(_alike, parts[start:])) for start in range(len(parts)))
-        found = next((self._known[end] for end in ends if end in self._known), [])  # above may be another machine's
+        known = (known[end] for end in ends for known in (self._called, self._bare) if end in known)
+        found = next(known, [])  # by the longest end; what is above may be another machine's
         if len(found) > 1 and split:
             found = [one for one in found if split in map(split_of, one.split("/")[:-1])]
         if not found and exact and os.path.isfile(os.path.join(self.folder, exact)):  # it is not called like an image
@@ -104,21 +105,28 @@ def _columns(path: Path, table: pd.DataFrame, files: Files, asked: str, split: s
         raise UserError(f"no column of {path} names images that lie beside it; {_shown(table)}")
     others = [name for name in table.columns if name != file]
     roles = {name.lower(): name for name in others if name.lower() in ("split", "group")}
-    label = given[1] if given else _label(path, table, [name for name in others if name not in roles.values()], split)
+    rest = [name for name in others if name not in roles.values()]
+    ones = [] if given else _one_hot(table, others) or _one_hot(table, rest)
+    called = [name for name in rest if name.lower() in LABELS and name not in ones]
+    if len(called) == 1 or given:
+        label = given[1] if given else called[0]
+    else:
+        roles = {role: name for role, name in roles.items() if name not in ones}  # else it is a class called so
+        label = ones or _few(path, table, rest, called, split)
     found = {"file": file, "label": label, "split": roles.get("split")}
     found["group"] = given[2] if len(given) == 3 else roles.get("group")
     said = "none: they are hidden" if label is None else f"{len(label)} columns" if isinstance(label, list) else label
     return found | {"said": said}
 
 
-def _label(path: Path, table: pd.DataFrame, names: list[str], split: str) -> str | list[str] | None:
-    """The column of the labels; the columns, where each class has one; None in a test table without."""
-    called = [name for name in names if name.lower() in LABELS]
-    if len(called) == 1:
-        return called[0]
+def _one_hot(table: pd.DataFrame, names: list[str]) -> list[str]:
+    """The columns of 0 and 1, if they are of one class each: a single 1 in each row; else none."""
     ones = [name for name in names if table[name].isin(["0", "1", "0.0", "1.0"]).all()]
-    if len(ones) > 1 and (table[ones].astype(float).sum(axis=1) == 1).all():
-        return ones
+    return ones if len(ones) > 1 and (table[ones].astype(float).sum(axis=1) == 1).all() else []
+
+
+def _few(path: Path, table: pd.DataFrame, names: list[str], called: list[str], split: str) -> str | None:
+    """The only column of few values, if none or several are `called` like labels; None in a test table without."""
     few = [name for name in names if 2 <= table[name].nunique() <= len(table) / REPEATED]
     if len(few) == 1 and not called:
         return few[0]

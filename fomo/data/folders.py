@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -54,22 +55,29 @@ def list_class_folders(tree: Tree) -> Listing:
     classes = {row[1] for row in found.rows}
     for split, name in splits.items():
         if split != "train":
-            found.take_judged(_inner(tree, (*place, name)), split, classes)
-    return found.listing()
+            found.take_judged(_inner(tree, (*place, name), classes), split, classes)
+    return found.listing("it lies in no split" if splits else "it lies outside of the folders of classes")
 
 
 def _branches(tree: Tree) -> tuple[str, ...]:
     """The folder where the tree branches: one that holds nothing but another folder of folders is passed."""
     place: tuple[str, ...] = ()
-    while len(names := tree.inside(place)) == 1 and not split_of(names[0]) and not tree.loose((*place, names[0])):
-        place = (*place, names[0])
+    while len(names := tree.inside(place)) == 1 and not split_of(names[0]):
+        inner = (*place, names[0])
+        if tree.loose(inner) and "train" not in map(split_of, tree.inside(inner)):
+            break
+        place = inner
     return place
 
 
-def _inner(tree: Tree, place: tuple[str, ...]) -> tuple[str, ...]:
+def _inner(tree: Tree, place: tuple[str, ...], classes: Iterable[str] = ()) -> tuple[str, ...]:
     """The folder in that of a split where its classes begin: of train/train/<class> the second."""
-    while not tree.loose(place) and len(names := tree.inside(place)) == 1 and not tree.loose((*place, names[0])):
-        place = (*place, names[0])
+    while len(names := tree.inside(place)) == 1 and names[0] not in classes:
+        inner = (*place, names[0])
+        again = names[0] == place[-1] and tree.inside(inner)
+        if not again and (tree.loose(place) or tree.loose(inner)):
+            break
+        place = inner
     return place
 
 
@@ -92,6 +100,7 @@ def _splits(tree: Tree, place: tuple[str, ...]) -> dict[str, str]:
         if not trained:
             continue
         if any(tree.inside((*place, name)) for name in trained):
+            found |= {name: split for name, split in named.items() if split not in found.values()}  # train, seg_test
             twice = [name for name, split in found.items() if Counter(found.values())[split] > 1]
             if twice:
                 raise UserError(f"{where} has {some(sorted(twice))}, which are one split; put their classes together")
@@ -190,11 +199,11 @@ class _Found:
             )
         self.notes.append(f"{path}/ is empty")
 
-    def listing(self) -> Listing:
-        """All that was found."""
+    def listing(self, reason: str) -> Listing:
+        """All that was found; what was not come by is left out for this `reason`."""
         tree, used = self.tree, {row[0] for row in self.rows}
         beside = [image for image in tree.images if "/".join(image) not in used]
-        rows = [("/".join(image), self.reasons.get(image, "it lies in no split")) for image in beside]
+        rows = [("/".join(image), self.reasons.get(image, reason)) for image in beside]
         inner = tuple(self.place)
         rows += [("/".join(file), "not an image") for file in tree.others if len(file) > len(inner) + 1]
         left_out = pd.DataFrame(rows, columns=["file", "reason"])

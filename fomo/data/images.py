@@ -13,7 +13,7 @@ from PIL import Image
 from torchvision.transforms.v2.functional import center_crop, resize
 
 from fomo.config import UserError
-from fomo.data.datasets import Dataset
+from fomo.data.dataset import Dataset
 from fomo.data.numbers import eight_bits
 from fomo.progress import Bar
 from fomo.storage import new_array, release

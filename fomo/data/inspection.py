@@ -8,7 +8,8 @@ import pandas as pd
 from sklearn.neighbors import NearestNeighbors
 
 from fomo.config import some
-from fomo.data.datasets import Dataset, load_dataset
+from fomo.data.dataset import Dataset
+from fomo.data.datasets import load_dataset
 from fomo.data.folders import said
 from fomo.data.images import for_each, to_pixels
 from fomo.data.look import HASH_SIZE, look, oddities

@@ -8,7 +8,7 @@ import pandas as pd
 from PIL import Image
 
 from fomo.config import some
-from fomo.data.datasets import Dataset
+from fomo.data.dataset import Dataset
 from fomo.data.images import as_seen, reason
 from fomo.data.numbers import COLOUR, kind_of, values
 

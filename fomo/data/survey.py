@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from fomo.data.datasets import Dataset
+from fomo.data.dataset import Dataset
 from fomo.data.division import sample
 from fomo.data.images import for_each
 from fomo.data.numbers import COLOUR, ends, kind_of, range_from, values

@@ -42,13 +42,13 @@ class Tree:
         self.folders: list[tuple[str, ...]] = []
         self._loose: dict[tuple[str, ...], list[tuple[str, ...]]] = {}  # of each folder its own images
         self._inside: dict[tuple[str, ...], list[str]] = {}  # and the folders that have some
-        seen = set()
-        for path, folders, files in os.walk(folder, followlinks=True):
-            real = os.path.realpath(path)
-            folders[:] = sorted(name for name in folders if _shown(name)) if real not in seen else []
-            if real in seen:  # a link to where we have been
+        above: dict[str, set[str]] = {}  # of each folder what it and those around it really are
+        for path, folders, files in os.walk(folder, followlinks=True, onerror=_stop):
+            real, around = os.path.realpath(path), above.get(os.path.dirname(path), set())
+            folders[:] = sorted(name for name in folders if _shown(name)) if real not in around else []
+            if real in around:  # a link back to where it lies
                 continue
-            seen.add(real)
+            above[path] = {real, *around}
             parts = Path(path).relative_to(folder).parts
             self.folders += [(*parts, name) for name in folders]
             for name in sorted(filter(_shown, files)):
@@ -78,6 +78,11 @@ class Tree:
     def inside(self, place: tuple[str, ...]) -> list[str]:
         """The folders of a folder that have images."""
         return self._inside.get(place, [])
+
+
+def _stop(error: OSError) -> None:
+    """A folder that cannot be read is not taken for an empty one."""
+    raise error
 
 
 def _shown(name: str) -> bool:

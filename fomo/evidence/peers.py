@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 from torchvision.transforms import v2
 
-from fomo.data.datasets import Dataset
+from fomo.data.dataset import Dataset
 from fomo.networks.backbones import load_backbone
 
 BACKBONE = "tf_efficientnet_lite0"

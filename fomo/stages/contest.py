@@ -11,7 +11,7 @@ import torch
 from fomo.artifacts import Run
 from fomo.config import sees_one_size
 from fomo.data.batches import ImageBatches, loader
-from fomo.data.datasets import Dataset
+from fomo.data.dataset import Dataset
 from fomo.data.division import divide, sample
 from fomo.data.images import store_pixels
 from fomo.networks.backbones import Backbone, load_backbone

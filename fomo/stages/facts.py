@@ -10,7 +10,7 @@ import psutil
 import torch
 
 from fomo.artifacts import Run
-from fomo.data.datasets import Dataset
+from fomo.data.dataset import Dataset
 from fomo.data.images import for_each, to_pixels
 from fomo.data.survey import survey
 from fomo.stages.timing import time_networks

@@ -5,7 +5,8 @@ from pathlib import Path
 from weakref import WeakKeyDictionary
 
 from fomo.artifacts import Run, Stage
-from fomo.data.datasets import Dataset, load_dataset
+from fomo.data.dataset import Dataset
+from fomo.data.datasets import load_dataset
 from fomo.networks.weights import weights_fingerprint
 from fomo.storage import read_table
 

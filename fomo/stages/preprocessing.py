@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from fomo.artifacts import Run, Stage
 from fomo.config import Config, UserError, some
 from fomo.data.batches import ImageBatches, loader
-from fomo.data.datasets import Dataset, check_classes, rare_classes, without
+from fomo.data.dataset import Dataset, check_classes, rare_classes, without
 from fomo.data.division import divide, sample
 from fomo.data.images import store_pixels
 from fomo.data.inspection import digests, leaks

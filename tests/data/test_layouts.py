@@ -5,6 +5,7 @@ import shutil
 import tarfile
 import unicodedata
 import zipfile
+from collections import Counter
 
 import numpy as np
 import pandas as pd
@@ -265,6 +266,8 @@ WAYS = {
     "one-hot, 1.0": {"file": FILES} | {name: [float(label == name) for label in LABELS] for name in CLASSES},
     "from 1": {"file": FILES, "label": [number % 2 + 1 for number in range(12)]},
     "more columns": {"n": range(12), "age": np.arange(12) / 7, "file": FILES, "label": LABELS},
+    "a label beside marks of 0 and 1": {"file": FILES, "label": LABELS}
+    | {name: [int((number % 3 == 0) == want) for number in range(12)] for name, want in (("male", 1), ("female", 0))},
     "one column of few values": {"file": FILES, "kind": LABELS, "sharpness": np.arange(12) / 7},
 }
 
@@ -413,3 +416,59 @@ def test_path_that_leads_out_of_the_folder_is_no_file_in_it(tmp_path):
 def test_column_of_long_texts_is_no_column_of_files(images):
     columns = {"text": [f"{number}" * 5000 for number in range(12)], "file": FILES, "label": LABELS}
     assert len(read(write(images, columns))[0]) == 12
+
+
+# ---- found by trees at random
+
+
+@pytest.mark.parametrize("beside", ["photos", "photos/train", "photos/train/train"])
+def test_image_beside_folders_around_splits_hides_none_of_them(tmp_path, beside):
+    split(tmp_path, "photos/train/train", "photos/test/test")
+    put(tmp_path, beside, count=1)
+    found, dataset = read(tmp_path)
+    assert (len(found), list(dataset.left_out["file"])) == (12, [f"{beside}/0.png"])
+
+
+def test_splits_may_be_called_in_several_ways(tmp_path):
+    found, _ = read(split(tmp_path, "train", "seg_test", "my-val"))
+    assert Counter(own for own, _ in found.values()) == {"train": 6, "validation": 6, "test": 6}
+
+
+def test_test_images_of_one_class_and_deeper_than_it_are_of_it(tmp_path):
+    put(split(tmp_path, "train"), "test/cat/deeper")
+    assert read(tmp_path)[0]["test/cat/deeper/0.png"] == ("test", "cat")
+
+
+def test_name_that_is_another_without_suffix_is_the_one_called_so(tmp_path):
+    put(put(tmp_path, "a", suffix=""), "b", suffix=".jpg")
+    write(tmp_path, {"file": ["0", "1", "2", "0.jpg", "1.jpg", "2.jpg"], "label": ["x"] * 3 + ["y"] * 3})
+    found, _ = read(tmp_path / "labels.csv")
+    assert {file: label for file, (_, label) in found.items()}["a/1"] == "x"
+
+
+@pytest.mark.parametrize("name", ["y", "label", "split", "group"])
+def test_one_hot_class_may_be_called_like_a_column_of_another_kind(images, name):
+    ones = {one: [int(label == other) for label in LABELS] for one, other in ((name, "cat"), ("zebra", "dog"))}
+    assert read(write(images, {"file": FILES} | ones))[1].classes == [name, "zebra"]
+
+
+def test_link_to_a_folder_beside_it_has_the_same_images(tmp_path):
+    put(tmp_path / "all", "cat", "dog")
+    (tmp_path / "train").mkdir()
+    for name in CLASSES:
+        (tmp_path / "train" / name).symlink_to(f"../all/{name}")
+    found, dataset = read(tmp_path)
+    assert (len(found), dataset.classes) == (6, ["cat", "dog"])
+    assert set(dataset.left_out["reason"]) == {"it lies in no split"}
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_refusal_of_long_names_can_be_read(tmp_path, count):
+    put(tmp_path, *(f"{number}{'x' * 240}" for number in range(30)), count=count)
+    if count == 3:
+        (tmp_path / ("y" * 250)).mkdir()
+        for number in range(5):
+            (tmp_path / ("y" * 250) / f"{number}{'z' * 240}").touch()
+    with pytest.raises(UserError) as refusal:
+        read(tmp_path)
+    assert len(str(refusal.value)) < 2000
