@@ -13,6 +13,7 @@ from fomo.stages.features import extract_features
 from fomo.stages.final import Final, compose
 from fomo.stages.finetuning import finetune, optimize_finetuning
 from fomo.stages.head_search import search_head, train_head, tune_head
+from fomo.stages.inputs import dataset_of
 from fomo.stages.planning import plan
 from fomo.stages.preprocessing import preprocess
 from fomo.stages.probing import probe
@@ -47,7 +48,9 @@ def report(run: Run, parameters: dict) -> str:
     for notebook in NOTEBOOKS:
         check_parameters(notebook, parameters)
     with run.alone("12_evaluation"):
-        start = time.perf_counter()
+        start, dataset = time.perf_counter(), dataset_of(run)
+        counts = f"{len(dataset.train)} train and {len(dataset.test())} test images of {len(dataset.classes)} classes"
+        print(f"{dataset.place}: {counts}", flush=True)
         steps = plan(run).steps
         print(steps.to_string(index=False), flush=True)
         named = set(steps["step"]) | {"train_members"} if run.clock.limited else set(steps["step"])

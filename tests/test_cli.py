@@ -265,7 +265,8 @@ def test_report_leaves_an_executed_copy_and_a_page_of_each_notebook_and_ends_wit
     notebooks, copied, finished, dataset, capsys
 ):
     assert main(["report", "--dataset", str(dataset), *SMALL]) == 0
-    *progress, line = capsys.readouterr().out.strip().splitlines()
+    read, *progress, line = capsys.readouterr().out.strip().splitlines()
+    assert read == f"{dataset}: 60 train and 24 test images of 3 classes"
     value = finished.evaluation.metrics.set_index(["model", "metric"]).loc[("final", "macro F1"), "value"]
     assert f"macro F1 {value:.3f} [" in line
     assert str(copied.folder / "model.safetensors") in line

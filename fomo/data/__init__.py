@@ -1,8 +1,9 @@
 """Images and their labels: fetched, found in any layout, looked over, divided, and dealt out in batches.
 
-In the order of the data: archives, sources (where files lie), tree, folders, tables, columns and names (what is meant), dataset,
-datasets, division, numbers (what files hold), images (decoded once), survey (their range), look and inspection (what is
-wrong with them), batches; and given, what a model is asked to predict. Knows storage, paths and config only.
+In the order of the data: archives, sources (where files lie), tree, folders, tables, columns and names (what is meant),
+dataset and datasets, division, numbers (what files hold), images (decoded once), survey (their range), look and
+inspection (what is wrong with them), batches; and given, what a model is asked to predict. Knows storage, paths and
+config only.
 """
 
 import lazy_loader
