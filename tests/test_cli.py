@@ -271,7 +271,7 @@ def test_report_leaves_an_executed_copy_and_a_page_of_each_notebook_and_ends_wit
     assert f"macro F1 {value:.3f} [" in line
     assert str(copied.folder / "model.safetensors") in line
     steps = fomo.plan(copied).steps
-    assert progress[: 1 + len(steps)] == steps.to_string(index=False).strip().splitlines()
+    assert progress[: 1 + len(steps)] == steps.to_string(index=False).splitlines()
     assert len(progress) == 1 + len(steps) + len(toys.STAGES) + len(notebooks)
     pages = copied.folder / "notebooks"
     cells = nbformat.read(pages / "01_toy.ipynb", as_version=4).cells
