@@ -1,6 +1,5 @@
 """Stage 1: all images are read, resized and cropped; those of the train split are looked over, and divided in two."""
 
-import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from fomo.data.survey import Survey, survey
 from fomo.networks.backbones import Backbone
 from fomo.stages.common import open_stage, step
 from fomo.stages.planning import load_facts
-from fomo.storage import read_json, write_json, write_table
+from fomo.storage import discard, read_json, write_json, write_table
 
 
 @dataclass(frozen=True)
@@ -201,7 +200,7 @@ def _refuse(run: Run, stage: Stage, dataset: Dataset, damaged: pd.DataFrame) -> 
     if damaged.empty or run.config.on_bad != "raise":
         return
     stage.path("pixels.npy").unlink()
-    shutil.rmtree(run.folder / "1_test_images")
+    discard(run.folder / "1_test_images")
     listed = run.folder / "unreadable.csv"
     write_table(listed, damaged)
     named = some([f"{row.file} ({row.reason})" for row in damaged.itertuples()])
