@@ -34,7 +34,7 @@ ifneq ($(strip $(UNKNOWN)),)
 $(error unknown variable $(strip $(UNKNOWN)); choose from $(VARIABLES))
 endif
 
-.PHONY: help report results inspect networks test bench evidence notebooks lab clean
+.PHONY: help report results inspect networks test bench evidence torture notebooks lab clean
 
 help:  ## this list
 	@echo "fomo: finetune, optimise, search"
@@ -69,6 +69,9 @@ bench: $(VENV)/installed  ## what each way saves, beside doing without, and a fi
 evidence: $(VENV)/installed  ## what the searches are worth, with many seeds: hours, unless data/results has it
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[evidence]"
 	@$(BIN)/python -m fomo evidence
+
+torture: $(VENV)/installed  ## runs killed and left without room at random moments, and what comes of them: root, half an hour
+	@$(BIN)/python -m fomo torture
 
 notebooks: $(VENV)/installed  ## executes the notebooks in place and renews README's pictures; both are committed
 	FOMO_FIGURES= TQDM_DISABLE=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace \

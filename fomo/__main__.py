@@ -58,6 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     commands.add_parser("networks", help="downloads networks that plans then try, too; once, 235 MB")
     commands.add_parser("evidence", help="what the searches are worth, with many seeds; hours")
+    commands.add_parser("torture", help="whether runs that are disturbed at random moments end right; half an hour")
     given, begun = parser.parse_args(arguments), time.perf_counter()
     for stream in (sys.stdout, sys.stderr):  # a file's name may be no text at all
         stream.reconfigure(errors="backslashreplace")
@@ -82,6 +83,10 @@ def main(arguments: list[str] | None = None) -> int:
                 print(f"{name}: {imagenet_weights(name)}", flush=True)
         elif given.command == "evidence":
             print(_evidence())
+        elif given.command == "torture":
+            from fomo.evidence.torture import torture
+
+            print(torture())
         elif given.command == "results":
             print(_results(given))
         else:

@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import resource
-import shutil
 import time
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
@@ -18,7 +17,7 @@ import torch
 from fomo.clock import Clock
 from fomo.config import NAMED, WEIGHTS, UserError, make_config, usual_preset
 from fomo.paths import absolute, figures_folder, named, runs_folder
-from fomo.storage import Lock, atomic, read_json, read_table, sweep, write_json, write_table
+from fomo.storage import Lock, atomic, discard, read_json, read_table, sweep, write_json, write_table
 
 
 def differing(stored: dict, asked: dict, tell: Callable[[str], str] = lambda name: "") -> str:
@@ -155,10 +154,10 @@ class Run:
         self.folder = runs_folder(dataset) / (name or "-".join([preset, self.config.backbone, *chosen, f"seed{seed}"]))
         self.figures = figures_folder() / (self.folder.parent.name + self.variant)
         self.lock = Lock(self.folder)
-        fresh = os.environ.get("FOMO_FRESH") == "1" and self.folder.exists()
+        fresh = os.environ.get("FOMO_FRESH") == "1"
         with self.lock.held() if fresh else nullcontext():
             if fresh:
-                shutil.rmtree(self.folder, ignore_errors=True)
+                discard(self.folder)
             if plan is not None and not (self.folder / "plan.json").exists():
                 self.folder.mkdir(parents=True, exist_ok=True)
                 write_json(self.folder / "plan.json", decided)

@@ -6,6 +6,7 @@ import io
 import json
 import mmap
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -41,6 +42,15 @@ def sweep(folder: Path, name: str = "*") -> None:
         with suppress(OSError), leftover.open("r+") as file:  # it may be gone, locked, another user's
             if _flock(file, fcntl.LOCK_NB) and _is_at(file, leftover):
                 leftover.unlink()
+
+
+def discard(folder: Path) -> None:
+    """Deletes a folder if it is there, all of it at once: it loses its name first, so a kill leaves no part of it."""
+    gone = folder.with_name(f".{folder.name}.gone")
+    shutil.rmtree(gone, ignore_errors=True)  # which a kill has left
+    with suppress(FileNotFoundError):
+        folder.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 class Lock:

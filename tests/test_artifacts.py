@@ -123,6 +123,23 @@ def test_fresh_deletes_the_stored_results_of_this_run_only(dataset, monkeypatch)
     assert other.folder.exists()
 
 
+def test_fresh_that_is_killed_leaves_no_stage_without_some_of_its_files(copied, dataset, monkeypatch):
+    monkeypatch.setenv("FOMO_FRESH", "1")
+
+    def die(folder, **_):
+        for weights in folder.rglob("weights.pt"):
+            weights.unlink()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", die)
+        with pytest.raises(KeyboardInterrupt):
+            toys.tiny_run(dataset)
+    assert not copied.folder.exists()
+    toys.tiny_run(dataset)
+    assert not list(copied.folder.parent.iterdir())
+
+
 def test_savefig_stores_the_current_figure_as_png(dataset):
     from matplotlib import pyplot as plt
 

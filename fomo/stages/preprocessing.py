@@ -1,6 +1,5 @@
 """Stage 1: all images are read, resized and cropped; those of the train split are looked over, and divided in two."""
 
-import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from fomo.networks.backbones import Backbone
 from fomo.stages.common import open_stage, step
 from fomo.stages.inputs import dataset_of, forget
 from fomo.stages.planning import load_facts
-from fomo.storage import read_json, write_json, write_table
+from fomo.storage import discard, read_json, write_json, write_table
 
 
 @dataclass(frozen=True)
@@ -202,7 +201,7 @@ def _refuse(run: Run, stage: Stage, dataset: Dataset, damaged: pd.DataFrame) -> 
     if damaged.empty or run.config.on_bad != "raise":
         return
     stage.path("pixels.npy").unlink()
-    shutil.rmtree(run.folder / "1_test_images")
+    discard(run.folder / "1_test_images")
     forget(run)
     listed = run.folder / "unreadable.csv"
     write_table(listed, damaged)

@@ -1,5 +1,6 @@
 """One trial, where it runs: in this process, or in a worker's. What it reports, and when it is cut short."""
 
+import errno
 import math
 import signal
 import threading
@@ -10,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from fomo.config import UserError
+
+FULL = (errno.ENOSPC, errno.EDQUOT)  # no configuration's fault
 
 
 class OverdueError(Exception):
@@ -44,7 +47,7 @@ def run_trial(objective: Callable, configuration: dict, medians: dict[float, flo
     """The trial's row in the table: status, objective, all else that `objective` returned, what it reported, seconds.
 
     Whatever the objective raises is the trial's own misfortune and ends up as its status; but an error that the caller
-    can mend (`UserError`) or Ctrl-C is raised.
+    can mend (`UserError`, a full disk) or Ctrl-C is raised.
     """
     report = Report(medians)
     start = time.perf_counter()
@@ -60,9 +63,9 @@ def run_trial(objective: Callable, configuration: dict, medians: dict[float, flo
         row = {"status": "timed out", "objective": math.inf}
     except ArithmeticError:
         row = {"status": "diverged", "objective": math.inf}
-    except UserError:
-        raise
     except Exception as error:
+        if isinstance(error, UserError) or getattr(error, "errno", None) in FULL:
+            raise
         row = {"status": "failed", "objective": math.inf, "error": describe(error)}
     seen = {f"after_{at:g}": loss for at, loss in report.losses.items() if math.isfinite(loss)}
     return row | seen | {"seconds": round(time.perf_counter() - start, 2)}

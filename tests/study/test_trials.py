@@ -89,7 +89,9 @@ def test_objective_that_returns_something_else_fails(returned):
     assert row["error"]
 
 
-@pytest.mark.parametrize("error", [UserError("no such folder"), KeyboardInterrupt(), SystemExit(1)])
+@pytest.mark.parametrize(
+    "error", [UserError("no such folder"), OSError(28, "No space left"), KeyboardInterrupt(), SystemExit(1)]
+)
 def test_what_the_caller_can_mend_is_raised(error):
     with pytest.raises(type(error)):
         run(raising(error), time_limit=100)
