@@ -91,7 +91,7 @@ class Attempt:
         status, text = self._process.exitcode, self.errors.read_text(errors="replace")
         if status is None:
             self.kill()
-        lines = [line for line in text.splitlines() if line.strip() and not line.startswith("make: ")]
+        lines = [line for line in text.splitlines() if line.strip() and not line.startswith("make")]
         lines = [line for line in lines if not line.endswith("; waiting to go on with its result")]
         if status not in allowed or (status == 2 and not (len(lines) == 1 and lines[0].startswith("fomo: "))):
             ends = "hangs" if status is None else f"ends with {status} and {len(lines)} lines"

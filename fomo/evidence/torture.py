@@ -135,7 +135,7 @@ def differing(disk: Path, expected: Path) -> str:
 def _files(disk: Path) -> dict[str, Path]:
     """The files of runs and figures by their names, in which the folder of the run is `run`: a replay has another. A
     lock's file, which no one needs when its process is dead, does not count."""
-    (run,) = disk.glob("runs/*/[!.]*")
+    (run,) = disk.glob("runs/*/*-seed0")
     files = [path for top in ("runs", "figures") for path in sorted((disk / top).rglob("*")) if path.is_file()]
     files = [path for path in files if path.suffix != ".lock"]
     return {str(path.relative_to(disk)).replace(run.name, "run"): path for path in files}

@@ -23,7 +23,7 @@ def job(tmp_path, monkeypatch):
     return job
 
 
-def write_run(disk: Path, name: str = "run-1", **contents: str) -> Path:
+def write_run(disk: Path, name: str = "run-seed0", **contents: str) -> Path:
     """A finished run; returns its folder."""
     for file in FILES:
         path = disk / "runs" / "data-0" / name / file
@@ -34,7 +34,7 @@ def write_run(disk: Path, name: str = "run-1", **contents: str) -> Path:
 
 def test_run_like_the_expected_one_is_right_whatever_its_costs_and_its_name(tmp_path):
     write_run(tmp_path / "one", stage="1.2 seconds")
-    write_run(tmp_path / "other", "run-2", stage="3.4 seconds")
+    write_run(tmp_path / "other", "other-seed0", stage="3.4 seconds")
     assert torture.differing(tmp_path / "one", tmp_path / "other") == ""
 
 
@@ -56,7 +56,7 @@ def test_replay_need_not_have_what_the_clock_has(tmp_path):
     (run / "0_plan").mkdir()
     (run / "0_plan" / "steps.csv").touch()
     (run / "clock.json").touch()
-    write_run(tmp_path / "replay", "run-plan")
+    write_run(tmp_path / "replay", "run-plan-seed0")
     assert torture.differing(tmp_path / "one", tmp_path / "replay") == ""
     assert torture.differing(tmp_path / "replay", tmp_path / "one").startswith("lost")
 
