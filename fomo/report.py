@@ -61,17 +61,18 @@ def report(run: Run, parameters: dict) -> str:
         except KeyboardInterrupt:
             print("interrupted; what is the best so far is evaluated (again Ctrl-C: not even that)", flush=True)
             return f"{evaluate_so_far(run)} | the same command goes on from here"
-    for note in preprocess(run).notes:
-        print(f"note: {note}")
     with run.clock.running():
         make_pages(pages(run), run.folder / "notebooks", parameters)
     return _closing(run, time.perf_counter() - start)
 
 
 def _compute(run: Run, name: str, stage) -> None:
-    """Computes a stage, and prints what it took and what is left."""
+    """Computes a stage, and prints what it took and what is left; of the images, what there is to say about them."""
     begun = time.perf_counter()
     stage(run)
+    if name == "preprocess":  # before anything is trained
+        for note in preprocess(run).notes:
+            print(f"note: {note}", flush=True)
     if name in ("probe", "finetune_best"):
         keep_best(run)
     text = f"[{name}]".ljust(24) + f"{time.perf_counter() - begun:7.1f} s"

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from fomo.config import DATASETS, ROOT, UserError, some
 from fomo.data.archives import KINDS, REFUSED, obtain, unpack
@@ -108,14 +109,24 @@ def _list(tree: Tree, columns: str) -> Listing:
 
 
 def _from_archive_layout(name: str, folder: Path) -> Dataset:
-    """train.csv, test.csv (image_file_name, label), images_train/, images_test/, maybe classes.txt."""
-    classes = read_classes(folder / "classes.txt")
-    train = read_split(folder, "train", classes)
-    if not classes:  # the labels are the names
-        numbers = sorted(set(train["label"]))
-        train = train.assign(label=train["label"].map({label: place for place, label in enumerate(numbers)}))
-        classes = [str(label) for label in numbers]
-    return Dataset(name, Folder(folder), classes, train, lambda: read_split(folder, "test", classes))
+    """train.csv, test.csv (image_file_name, label), images_train/, images_test/, maybe classes.txt, which names 0, 1, ...
+    or 1, 2, ...; without it the numbers are the names."""
+    classes, train = read_classes(folder / "classes.txt"), read_split(folder, "train")
+    found = sorted(set(train["label"]))
+    first = int(found[0] > 0 and found[-1] == len(classes))
+    given = range(first, first + len(classes)) if classes else found
+    numbers = {label: place for place, label in enumerate(given)} | {HIDDEN: HIDDEN}
+
+    def numbered(split: str, table: pd.DataFrame) -> pd.DataFrame:
+        foreign = table["label"][~table["label"].isin(numbers)]
+        if len(foreign):
+            known = f"{len(given)}: {given[0]} to {given[-1]}"
+            raise UserError(f"{folder / split}.csv has label {foreign.iloc[0]}, but the classes are {known}")
+        return table.assign(label=table["label"].map(numbers).astype(np.int64))
+
+    names = classes or [str(label) for label in found]
+    own = numbered("train", train)
+    return Dataset(name, Folder(folder), names, own, lambda: numbered("test", read_split(folder, "test")))
 
 
 def _with_splits(name: str, source: Folder, listing: Listing) -> Dataset:

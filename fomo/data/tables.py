@@ -27,8 +27,8 @@ def read_classes(path: Path) -> list[str]:
     return classes
 
 
-def read_split(folder: Path, split: str, classes: list[str]) -> pd.DataFrame:
-    """A split of the archive layout: file, label (a number), maybe group."""
+def read_split(folder: Path, split: str) -> pd.DataFrame:
+    """A split of the archive layout: file, label (the number in the table, or `HIDDEN`), maybe group."""
     path = folder / f"{split}.csv"
     table = read_table(path)
     missing = {"image_file_name", "label"} - set(table.columns)
@@ -43,8 +43,6 @@ def read_split(folder: Path, split: str, classes: list[str]) -> pd.DataFrame:
             "labels are integers from 0, and classes.txt may name them"
         )
     labels = labels.astype(np.int64)
-    if classes and labels.max() >= len(classes):
-        raise UserError(f"{path} has label {labels.max()}, but the classes are {len(classes)}: 0 to {len(classes) - 1}")
     result = pd.DataFrame({"file": f"images_{split}/" + table["image_file_name"], "label": labels})
     check_files(path, folder, result["file"])
     return result.assign(group=groups_of(table["group"], result["file"])) if "group" in table else result

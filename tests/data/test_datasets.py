@@ -359,6 +359,32 @@ def test_label_beyond_the_names_of_classes_is_refused(folder):
         load_dataset(folder)
 
 
+@pytest.mark.parametrize("first", [1, 3])
+@pytest.mark.parametrize("named", [True, False])
+def test_labels_may_begin_elsewhere(folder, first, named):
+    """As numbers without names anywhere, with names at 1."""
+    for split, count in (("train", 12), ("test", 6)):
+        names = [f"{number:03}.png" for number in range(count)]
+        toys.write_csv(folder, split, names, [number % 3 + first for number in range(count)])
+    if not named:
+        (folder / "classes.txt").unlink()
+    if named and first == 3:
+        with pytest.raises(UserError, match="has label 3, but the classes are 3: 0 to 2"):
+            load_dataset(folder)
+        return
+    dataset = load_dataset(folder)
+    assert dataset.classes == (toys.CLASSES if named else [str(first + number) for number in range(3)])
+    for table in (dataset.train, dataset.test()):
+        assert table["label"].tolist() == [number % 3 for number in range(len(table))]
+
+
+def test_test_label_that_no_train_image_has_is_refused(folder):
+    (folder / "classes.txt").unlink()
+    toys.write_csv(folder, "test", ["000.png", "001.png"], [0, 7])
+    with pytest.raises(UserError, match=r"test\.csv has label 7, but the classes are 3: 0 to 2"):
+        load_dataset(folder).test()
+
+
 @pytest.mark.parametrize(
     ("labels", "named"),
     [
