@@ -109,8 +109,8 @@ def _list(tree: Tree, columns: str) -> Listing:
 
 
 def _from_archive_layout(name: str, folder: Path) -> Dataset:
-    """train.csv, test.csv (image_file_name, label), images_train/, images_test/, maybe classes.txt. That names the labels
-    from 0 on, or from 1 on; without it they are the names."""
+    """train.csv, test.csv (image_file_name, label), images_train/, images_test/, maybe classes.txt, whose
+    names are those of the labels from 0 on, or from 1 on; without it the labels are the names."""
     classes, train = read_classes(folder / "classes.txt"), read_split(folder, "train")
     found = sorted(set(train["label"]))
     first = int(found[0] > 0 and found[-1] == len(classes))
