@@ -32,6 +32,8 @@ KINDS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")  # of archive
 REFUSED = (".7z", ".rar")
 ATTEMPTS = 5  # at a download that breaks off; each goes on where the last one stopped
 MAX_FILES = 1_000_000
+LONGEST_END = 22 + 65535  # bytes of what a zip ends with: the number of its files, a comment
+UNTOLD = 65535  # such a number: there are more, and it is elsewhere
 DAY = 86400  # seconds
 
 
@@ -194,8 +196,19 @@ def _extract_tar(archive: Path, folder: Path, limit: int) -> Iterator[tuple[str,
 def _extract_zip(archive: Path, folder: Path, limit: int) -> Iterator[tuple[str, int, bool]]:
     """As `_extract_tar`; what a member claims to be long, it may not exceed."""
     with zipfile.ZipFile(archive) as packed:
-        for member in packed.infolist():
+        members, claimed = packed.infolist(), _claimed(archive)
+        if claimed not in (len(members), UNTOLD):
+            raise zipfile.BadZipFile(f"it names {len(members)} files, and says that these are {claimed}")
+        for member in members:
             kind = stat.S_IFMT(member.external_attr >> 16)
             yield member.filename, member.file_size, kind in (0, stat.S_IFREG, stat.S_IFDIR)
             member.filename = member.filename.replace("\\", "/")  # as some programs of Windows write it
             packed.extract(member, folder)
+
+
+def _claimed(archive: Path) -> int:
+    """The number of files that a zip says it has, at its end: of a damaged list zipfile reads a part without a word."""
+    with archive.open("rb") as file:
+        file.seek(max(0, archive.stat().st_size - LONGEST_END))
+        _, mark, rest = file.read().rpartition(b"PK\5\6")
+    return int.from_bytes(rest[6:8], "little") if mark else UNTOLD

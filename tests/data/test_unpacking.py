@@ -289,6 +289,22 @@ def test_zip_of_too_many_files_is_refused(tmp_path, monkeypatch):
         unpack(tmp_path / "toy.zip", tmp_path / "toy")
 
 
+def test_zip_whose_list_of_files_is_cut_short_is_refused(tmp_path):
+    content = bytearray(zipped(tmp_path / "toy.zip", *((f"{number}.png", b"good") for number in range(5))).read_bytes())
+    end = content.rindex(b"PK\5\6")
+    size = int.from_bytes(content[end + 12 : end + 16], "little")
+    content[end + 12 : end + 16] = (size * 3 // 5).to_bytes(4, "little")  # and zipfile looks for it in another place
+    (tmp_path / "toy.zip").write_bytes(content)
+    with pytest.raises(UserError, match=r"toy\.zip cannot be unpacked"):
+        unpack(tmp_path / "toy.zip", tmp_path / "toy")
+    content[end + 12 : end + 16] = size.to_bytes(4, "little")
+    content[end + 10] = 3
+    (tmp_path / "toy.zip").write_bytes(content)
+    with pytest.raises(UserError, match="names 5 files, and says that these are 3"):
+        unpack(tmp_path / "toy.zip", tmp_path / "toy")
+    assert [path.name for path in tmp_path.iterdir()] == ["toy.zip"]
+
+
 def test_zip_as_programs_of_windows_write_it_unpacks_to_folders(tmp_path):
     zipped(tmp_path / "toy.zip", ("a\\b\\", b""), ("a\\b\\1.png", b"old"), ("a/b/1.png", b"new"), ("é/猫.png", b"good"))
     unpack(tmp_path / "toy.zip", tmp_path / "toy")
