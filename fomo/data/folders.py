@@ -127,10 +127,8 @@ def _splits(tree: Tree, place: tuple[str, ...]) -> dict[str, str]:
 
 def _tables(tree: Tree) -> str:
     """The tables that lie beside the images, as a hint."""
-    found = tables(tree)
-    return (
-        f"; beside them lies {some([str(tree.folder / name) for name in found])}, which can be DATASET" if found else ""
-    )
+    found = [str(tree.folder / name) for name in tables(tree)]
+    return f"; beside them lies {some(found)}, which can be DATASET" if found else ""
 
 
 def tables(tree: Tree, *, inside: bool = False) -> list[str]:
@@ -204,8 +202,7 @@ class _Found:
         tree, used = self.tree, {row[0] for row in self.rows}
         beside = [image for image in tree.images if "/".join(image) not in used]
         rows = [("/".join(image), self.reasons.get(image, reason)) for image in beside]
-        inner = tuple(self.place)
-        rows += [("/".join(file), "not an image") for file in tree.others if len(file) > len(inner) + 1]
+        rows += [("/".join(file), "not an image") for file in tree.others if len(file) > len(self.place) + 1]
         left_out = pd.DataFrame(rows, columns=["file", "reason"])
         notes = [*self.notes, *(said(left_out))]
         notes += [f"the table {name} lies beside the images, and is not used" for name in tables(tree)]

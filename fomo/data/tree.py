@@ -7,22 +7,8 @@ from pathlib import Path
 from PIL import Image
 
 SUFFIXES = (  # of what is an image by its name; of other files Pillow is asked
-    *(
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".png",
-        ".webp",
-        ".bmp",
-        ".gif",
-        ".tif",
-        ".tiff",
-        ".avif",
-        ".jp2",
-        ".ppm",
-        ".pgm",
-    ),
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2"),
+    *(".ppm", ".pgm"),
 )
 TABLES = (".csv", ".tsv", ".jsonl")
 OTHERS = (  # of what is none, and is not opened: there may be one for each image
