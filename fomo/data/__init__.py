@@ -2,8 +2,8 @@
 
 In the order of the data: archives, sources (where files lie), tree, folders, tables, columns and names (what is meant),
 dataset and datasets, division, numbers (what files hold), images (decoded once), survey (their range), look and
-inspection (what is wrong with them), batches; and given, what a model is asked to predict. Knows storage, paths and
-config only.
+inspection (what is wrong with them), batches; and given, what a person holds that is no data set. Knows storage, paths
+and config only.
 """
 
 import lazy_loader

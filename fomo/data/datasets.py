@@ -64,7 +64,7 @@ def load_dataset(name: str, columns: str = "", on_rare: str = "refuse") -> Datas
         tree = Tree(path if path.is_dir() else path.parent)
         listing = _list(tree, columns) if path.is_dir() else list_tables(tree, [path.name], columns)
         dataset = _with_splits(given, Folder(tree.folder), listing)
-    return _without_rare(dataset, on_rare)
+    return without_rare(dataset, on_rare)
 
 
 def _unpacked(archive: Path, folder: Path) -> Path:
@@ -161,7 +161,7 @@ def _with_splits(name: str, source: Folder, listing: Listing) -> Dataset:
     return Dataset(name, source, classes, train.reset_index(drop=True), lambda: test, tuple(notes), listing.left_out)
 
 
-def _without_rare(dataset: Dataset, on_rare: str) -> Dataset:
+def without_rare(dataset: Dataset, on_rare: str) -> Dataset:
     """The data set, if every class has enough train images; otherwise without those that have not, where `on_rare` is
     drop."""
     rare = rare_classes(dataset.classes, dataset.train["label"])

@@ -1,6 +1,7 @@
-"""What a person gives to be predicted, one image after another: paths, folders, patterns, images, arrays, bytes."""
+"""What a person gives, one image after another: paths, folders, patterns, images, arrays, bytes."""
 
 import glob
+import hashlib
 import io
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -55,6 +56,26 @@ def opened(thing, ranges: dict) -> AbstractContextManager[Image.Image]:
             array = shown(present(array), *range_of(_kind(array), ranges))
         return nullcontext(Image.fromarray(np.ascontiguousarray(array)))
     return nullcontext(thing) if isinstance(thing, Image.Image) else Image.open(io.BytesIO(thing))
+
+
+class Held(Folder):
+    """Images that somebody holds (`things`, by their numbers as text), and files by their absolute paths."""
+
+    def __init__(self, things: dict):
+        super().__init__(Path("/"))
+        self.things = things
+
+    def open(self, file: str) -> AbstractContextManager[Image.Image]:
+        return opened(self.things[file], {}) if file in self.things else super().open(file)
+
+    def content(self, file: str) -> bytes:
+        return np.asarray(self.things[file]).tobytes() if file in self.things else super().content(file)
+
+    def stamp(self, file: str) -> str:
+        try:
+            return hashlib.sha256(self.content(file)).hexdigest() if file in self.things else super().stamp(file)
+        except OSError:  # what is wrong with it is said when it is decoded
+            return ""
 
 
 def _check(array: np.ndarray, ranges: dict, name: str) -> None:

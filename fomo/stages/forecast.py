@@ -46,7 +46,7 @@ def forecast(facts: Facts, config: Config) -> dict[str, float]:
         "compose": 2 + (config.members + 1) * views * validation / forward,
         "evaluate": 4 + (config.members * views * facts.test + facts.test) / forward
         + views * validation / forward + 2e-7 * config.bootstrap * facts.classes**2,
-        "pages": PAGES,
+        "pages": PAGES if facts.test else 0.0,  # a run without test images has none
     }  # fmt: skip
     if config.darts_epochs:
         alone = 2 * config.alone_epochs  # each trained alone, and the halving

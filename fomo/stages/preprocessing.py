@@ -119,7 +119,7 @@ def test_images(run: Run, dataset: Dataset, found: Survey) -> Unseen:
     stage = open_stage(run, "1_test_images", test=dataset.fingerprint("test"))
     if not stage.done:
         left_out = read_pixels(run, dataset, files, stage.path("test.npy"), found)
-        if len(left_out) == len(files):
+        if 0 < len(files) == len(left_out):
             stage.path("test.npy").unlink()  # or repaired ones would be refused as another data set
             raise UserError(f"none of the {len(files)} test images of {dataset.name} can be read; repair them")
         stage.save_table("left_out", left_out)

@@ -72,6 +72,10 @@ def test_steps_are_those_that_take_time():
     assert plan.steps["step"].tolist() == [name for name, value in seconds.items() if value]
 
 
+def test_no_time_is_kept_for_pages_where_there_are_no_test_images():
+    assert forecast(facts(), CONFIG)["pages"] > 0 == forecast(facts(test=0), CONFIG)["pages"]
+
+
 def test_many_minutes_are_searched_in():
     settings = planned(60)[1]
     assert settings.trials > 0 < settings.darts_epochs
