@@ -31,22 +31,30 @@ def folder(finished, dataset, tmp_path, monkeypatch):
         checked(settings.pop("dataset", dataset_), preset, **settings)
         return checked(dataset, "quick", **toys.SETTINGS)
 
+    def classifier(minutes: float) -> fomo.ImageClassifier:
+        assert minutes > 0
+        settings = toys.SETTINGS | {"trials": 0, "darts_epochs": 0, "members": 1, "final": "validation"}
+        return fomo.estimator.ImageClassifier(preset="quick", settings=settings)
+
     shutil.copy(finished.evaluation.model_path, tmp_path / "model.safetensors")
     Image.fromarray(toys.draw(1)).save(tmp_path / "boot.png")
     toys.write_class_folders(tmp_path / "path" / "to" / "folder", count=5)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(fomo, "Run", run)
+    monkeypatch.setattr(fomo, "ImageClassifier", classifier)
 
 
 def test_there_are_as_many_examples_as_a_reader_finds():
     assert TEXT.count("```") == 2 * len(EXAMPLES)
-    assert len(EXAMPLES) == 3
+    assert len(EXAMPLES) == 4
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=["predict", "study on Dask", "trials on processes"])
+@pytest.mark.parametrize("example", EXAMPLES, ids=["predict", "scikit-learn", "study on Dask", "trials on processes"])
 def test_example_runs(folder, example, capsys):
     names = {"__name__": "__main__"}
     exec(compile(example, "example", "exec"), names)
+    if "ImageClassifier" in example:
+        assert names["accuracy"] == names["classifier"].score(names["test"], names["test_labels"])
     if "study.top" in example:
         assert len(capsys.readouterr().out.splitlines()) == 4  # the names of the columns, three trials
     if "optimize_finetuning" in example:
