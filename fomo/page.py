@@ -85,14 +85,16 @@ def _know(data, result: Evaluation | None, findings: pd.DataFrame, metrics, accu
     low, gain, high = (f"{100 * accuracies['probe'][name]:+.1f}" for name in ("gain_low", "gain", "gain_high"))
     helps = accuracies["probe"]["gain_low"] > 0
     text = "Finetuning helps" if helps else "That finetuning helps is not shown"
-    rows.append((helps, f"{text}: {gain} points [{low}, {high}] more than the probe."))
-    weakest = result.per_class.loc[result.per_class["F1"].idxmin()]
+    rows.append((helps, f"{text}: {gain} points [{low}, {high}] beside the probe."))
+    weakest = result.per_class[result.per_class["images"] > 0].nsmallest(1, "F1").iloc[0]
     mean = final["macro F1"]["value"]
     text = f"The weakest class is {weakest['class']}, with an F1 of {weakest['F1']:.2f}; the mean is {mean:.2f}."
     rows.append((weakest["F1"] >= mean - WEAK, text))
     if split == "test":
         lost = gap(metrics, result.validation).loc["accuracy", "validation minus test"]
-        text = f"On validation, where choices were made, the accuracy differs by {100 * lost:+.1f} points."
+        text = (
+            f"{100 * abs(lost):.1f} points {'higher' if lost > 0 else 'lower'} on validation, where choices were made."
+        )
         rows.append((abs(lost) <= OFF, text))
     error = result.calibration.set_index("probabilities").loc["calibrated", "calibration_error"]
     rows.append((error <= OFF, f"Its confidence is off by {100 * error:.1f} points in the mean (calibration error)."))
@@ -120,11 +122,10 @@ def _tables(run: Run, data, result: Evaluation | None, findings: pd.DataFrame, m
     if len(ranking := tables["heads"]):
         tables["heads"] = ranking[["name", "activation", "alpha", "accuracy", "std"]].nlargest(5, "accuracy")
     if result:
-        tables["classes"], names = result.per_class.sort_values("F1"), data.dataset.classes
-        wrong = result.predictions[result.predictions["label"] != result.predictions["final"]]
-        counts = wrong.groupby(["label", "final"]).size().nlargest(10)
-        rows = [(names[label], names[final], count) for (label, final), count in counts.items()]
-        tables["confusions"] = pd.DataFrame(rows, columns=["it is", "taken for", "images"])
+        tables["classes"] = result.per_class.sort_values("F1")
+        wrong = result.confusion.stack().reset_index().set_axis(["it is", "taken for", "images"], axis=1)
+        wrong = wrong[(wrong["it is"] != wrong["taken for"]) & (wrong["images"] > 0)]
+        tables["confusions"] = wrong.nlargest(10, "images")
     for path in run.folder.glob("*suspects/suspects.csv"):
         tables["suspects"] = read_table(path).head(FEW)
     return {name: table for name, table in tables.items() if len(table)}
@@ -173,11 +174,9 @@ def _header(facts: dict) -> dict:
 
 def _shown(value) -> str:
     """A cell of a table as text."""
-    if value is None or value != value:
-        return ""
     if not isinstance(value, float):
         return str(value)
-    return f"{value:.1e}" if 0 < abs(value) < 0.001 else f"{value:.3f}"
+    return "" if value != value else f"{value:.1e}" if 0 < abs(value) < 0.001 else f"{value:.3f}"
 
 
 def _markdown(value) -> str:
