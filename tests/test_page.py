@@ -113,6 +113,8 @@ def test_hostile_names_are_text_and_hidden_labels_are_told(odd):
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
     assert not {"trials", "heads"} & set(page.ids)
     assert "The test labels are hidden" in text
+    assert "<b>! look</b>3 validation images: the accuracy is known to" in text  # even if all three are right
+    assert "100.0% to 100.0%" not in text
     assert "validation images" in text
     assert not re.search(r"\d test images", text)
     assert header["model-index"][0]["name"] == 'own "<b>": $x & {{ y }}'
