@@ -34,11 +34,11 @@ ifneq ($(strip $(UNKNOWN)),)
 $(error unknown variable $(strip $(UNKNOWN)); choose from $(VARIABLES))
 endif
 
-.PHONY: help report results inspect networks test bench evidence torture notebooks lab clean
+.PHONY: help report results inspect networks test page-test bench evidence torture notebooks lab clean
 
 help:  ## this list
 	@echo "fomo: finetune, optimise, search"
-	@sed -n 's/^\([a-z]*\):.*##/  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*##/  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
 	@echo "  variables     DATASET (a name, a folder, an archive, a table), MINUTES, METRIC (macro_f1, accuracy, log_loss), PRESET (auto, quick, report), PLAN, SEED, BACKBONE, WEIGHTS, IMAGE_SIZE, ON_BAD, ON_LEAK, ON_RARE, COLUMNS"
 
 RUN = --dataset="$$DATASET" --preset="$$PRESET" --minutes="$$MINUTES" --metric="$$METRIC" --plan="$$PLAN" --seed="$$SEED" \
@@ -56,6 +56,9 @@ test: $(VENV)/installed  ## style, unit tests, and all notebooks against their s
 	$(BIN)/ruff format --check .
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 	$(BIN)/python -m pytest --nbval --nbval-cell-timeout=1200 -p no:cacheprovider notebooks
+
+page-test: $(VENV)/installed  ## the pages of all runs in a real browser: needs Chromium (apt-get install chromium)
+	@$(BIN)/python tests/browser.py
 
 inspect: $(VENV)/installed  ## what is in a data set, and what is wrong with it; make inspect DATASET=path/to/folder
 	@$(BIN)/python -m fomo inspect --columns="$$COLUMNS" --on-rare="$$ON_RARE" -- "$$DATASET"

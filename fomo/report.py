@@ -1,11 +1,14 @@
-"""`make report`: all stages with progress bars, then the notebooks on what is stored, as executed copies and pages."""
+"""`make report`: all stages with progress bars, the notebooks on what is stored, as executed copies and pages, and the
+page of the run."""
 
 import time
+from pathlib import Path
 
 import pandas as pd
 
 from fomo.artifacts import Run
 from fomo.config import ROOT, Config
+from fomo.page import write_page
 from fomo.pages import check_parameters, make_pages, shorten
 from fomo.stages.ensemble import train_members
 from fomo.stages.evaluation import MODEL, evaluate
@@ -60,10 +63,12 @@ def report(run: Run, parameters: dict) -> str:
                     _compute(run, name, stage)
         except KeyboardInterrupt:
             print("interrupted; what is the best so far is evaluated (again Ctrl-C: not even that)", flush=True)
-            return f"{evaluate_so_far(run)} | the same command goes on from here"
+            said = evaluate_so_far(run)
+            return f"{said} | page: {shorten(write_page(run))} | the same command goes on from here"
     with run.clock.running():
         make_pages(pages(run), run.folder / "notebooks", parameters)
-    return _closing(run, time.perf_counter() - start)
+        page = write_page(run)
+    return _closing(run, page, time.perf_counter() - start)
 
 
 def _compute(run: Run, name: str, stage) -> None:
@@ -88,14 +93,14 @@ def pages(run: Run) -> list:
     return [notebook for notebook in NOTEBOOKS if notebook.stem not in left_out]
 
 
-def _closing(run: Run, seconds: float) -> str:
+def _closing(run: Run, page: Path, seconds: float) -> str:
     """The closing line; before it, where finetuning did not beat the probe, a line that says so."""
     result = evaluate(run)
     lines = beside_probe(compose(run), run.config)
     lines.append(
         f"{run.config.dataset}: {measured(result.metrics)} on {len(result.predictions)} {result.split} images "
         f"(95% intervals), in {seconds / 60:.1f} minutes | figures: {shorten(run.figures)} | model: "
-        f"{shorten(run.folder / MODEL)} | pages: {shorten(run.folder / 'notebooks')}"
+        f"{shorten(run.folder / MODEL)} | page: {shorten(page)}"
     )
     return "\n".join(lines)
 

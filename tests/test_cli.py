@@ -17,7 +17,7 @@ from fomo.__main__ import main
 from fomo.config import PRESETS, ROOT, UserError
 from fomo.networks.weights import ONLINE
 from fomo.pages import check_parameters
-from fomo.report import NOTEBOOKS
+from fomo.report import NOTEBOOKS, STAGES
 from fomo.stages.finetuning import FINETUNING_FIRST
 from fomo.storage import read_json, write_json
 
@@ -270,6 +270,8 @@ def test_report_leaves_an_executed_copy_and_a_page_of_each_notebook_and_ends_wit
     value = finished.evaluation.metrics.set_index(["model", "metric"]).loc[("final", "macro F1"), "value"]
     assert f"macro F1 {value:.3f} [" in line
     assert str(copied.folder / "model.safetensors") in line
+    assert line.endswith(f"page: {copied.folder / 'index.html'}")
+    assert 'href="notebooks/01_toy.html"' in (copied.folder / "index.html").read_text()
     steps = fomo.plan(copied).steps
     assert progress[: 1 + len(steps)] == steps.to_string(index=False).splitlines()
     assert len(progress) == 1 + len(steps) + len(toys.STAGES) + len(notebooks)
@@ -277,6 +279,19 @@ def test_report_leaves_an_executed_copy_and_a_page_of_each_notebook_and_ends_wit
     cells = nbformat.read(pages / "01_toy.ipynb", as_version=4).cells
     assert cells[-1].outputs[0].text.split() == ["quick", "0", str(dataset), "{'image_size':", "32}"]
     assert "<html" in (pages / "01_toy.html").read_text()
+
+
+def test_report_that_is_interrupted_ends_with_a_page_of_the_best_model_so_far(
+    notebooks, own_dataset, capsys, monkeypatch, tmp_path
+):
+    def interrupt(run):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(STAGES, "finetune", interrupt)
+    assert main(["report", *QUICK, "--dataset", str(own_dataset)]) == 0
+    (page,) = (tmp_path / "runs").glob("own-*/*/index.html")
+    assert capsys.readouterr().out.endswith(f" | page: {page} | the same command goes on from here\n")
+    assert "Interrupted" in page.read_text()
 
 
 def test_results_are_kept_and_shown_with_the_spread_of_several_seeds(

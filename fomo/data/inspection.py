@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -185,7 +186,7 @@ def inspect(dataset: str | Dataset, columns: str = "", on_rare: str = "refuse") 
     once; the result is stored."""
     dataset = dataset if isinstance(dataset, Dataset) else load_dataset(named(dataset), columns, on_rare)
     images = both_splits(dataset)
-    folder = runs_folder(dataset.name) / f"inspection-{dataset.fingerprint()}-{dataset.fingerprint('test')}"
+    folder = place(dataset)
     if not (folder / "survey.json").exists():
         found = survey(dataset)
         facts = for_each(lambda file: look(dataset, file, found.ranges), list(images["file"]), "inspecting")
@@ -196,6 +197,11 @@ def inspect(dataset: str | Dataset, columns: str = "", on_rare: str = "refuse") 
         write_json(folder / "survey.json", asdict(found))
     found, seen = Survey(**read_json(folder / "survey.json")), images.join(read_table(folder / "images.csv"))
     return Inspection(dataset, found, seen, read_table(folder / "pairs.csv").astype(int))
+
+
+def place(dataset: Dataset) -> Path:
+    """The folder of the `Inspection` of a data set, where it is stored."""
+    return runs_folder(dataset.name) / f"inspection-{dataset.fingerprint()}-{dataset.fingerprint('test')}"
 
 
 def near_pairs(images: pd.DataFrame) -> pd.DataFrame:

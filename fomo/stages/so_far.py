@@ -57,15 +57,16 @@ def evaluate_so_far(run: Run) -> str:
     test = data.dataset.test()
     seen = test_images(run, data.dataset, data.survey)
     rows = seen.rows[test["label"].to_numpy()[seen.rows] >= 0]
+    split = "test" if len(rows) else "validation"
     part = (seen.pixels, rows, test["label"].to_numpy()[rows]) if len(rows) else data.part("validation")
     model.classifier.to(run.device)
     logits = predict(model.classifier, image_loader(run, part, model.classifier.networks[0].backbone), run.device)[0]
     named, options = {"final": model.classifier.decide(logits)[0]}, {"resamples": run.config.bootstrap}
     table = metrics.measure(part[2], named, len(model.classes), seed=run.config.seed, **options)
-    write_table(run.folder / "so_far.csv", table)
+    write_table(run.folder / "so_far.csv", table.assign(split=split, images=len(part[1])))
     values = table.set_index("metric")
     text = ", ".join(
         f"{name} {values.loc[name, 'value']:.3f} [{values.loc[name, 'low']:.3f}, {values.loc[name, 'high']:.3f}]"
         for name in ("macro F1", "accuracy")
     )
-    return f"the best model so far: {text} on {len(part[1])} images (95% intervals) | model: {path}"
+    return f"the best model so far: {text} on {len(part[1])} {split} images (95% intervals) | model: {path}"

@@ -31,7 +31,7 @@ def test_model_so_far_is_evaluated_on_the_test_images(probed):
     table = pd.read_csv(probed.folder / "so_far.csv").set_index("metric")
     accuracy = table.loc["accuracy"]
     assert f"accuracy {accuracy['value']:.3f}" in text
-    assert "on 24 images" in text
+    assert "on 24 test images" in text
     assert accuracy["low"] <= accuracy["value"] <= accuracy["high"]
     assert not (probed.folder / "so_far.npy").exists()
 
