@@ -24,7 +24,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs a command; returns the exit status: 0, or 2 after a message that says what to do."""
+    """Runs a command; returns the exit status: 0, or 2 after a message that says what to do; of `predict` 1 where some
+    images could not be read."""
     parser = Parser(prog="python -m fomo", description="finetune, optimise, search")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in (
@@ -51,6 +52,14 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("dataset", help=f"{', '.join(DATASETS)}, or a folder, an archive, or a table")
     command.add_argument("--columns", default="", help="of a table, as file:label; as it comes, found by looking")
     command.add_argument("--on-rare", default="", help="classes of fewer than two train images: refuse, drop")
+    command = commands.add_parser("predict", help="what a model says of images, as csv")
+    command.add_argument("model", help="the model.safetensors of a run")
+    command.add_argument("images", nargs="+", help="files, folders, patterns such as 'photos/*.png'")
+    command.add_argument("--to", type=Path, metavar="FILE", help="in place of the standard output")
+    command.add_argument(
+        "--top", type=int, metavar="N", help="the N most probable classes in place of all probabilities"
+    )
+    command.add_argument("--threshold", type=float, metavar="SHARE", help="the class is 'unsure' below this confidence")
     command = commands.add_parser("bench", help="what each of fomo's ways saves, as a table of ratios; under an hour")
     command.add_argument("--dataset", default="fashion_sample", help=f"{', '.join(DATASETS)}, a folder or a table")
     command.add_argument(
@@ -72,6 +81,8 @@ def main(arguments: list[str] | None = None) -> int:
             inspection = fomo.inspect(given.dataset, given.columns, given.on_rare or "refuse")
             print(inspection.counts().to_string(), inspection.findings().to_string(index=False), sep="\n\n")
             print(f"\n{inspection.verdict()}")
+        elif given.command == "predict":
+            return _predict(given)
         elif given.command == "bench":
             from fomo.evidence import bench_table
 
@@ -93,10 +104,15 @@ def main(arguments: list[str] | None = None) -> int:
             print(_report(given, begun))
     except (UserError, ArithmeticError) as error:
         return _refuse(str(error))
+    except BrokenPipeError:  # who reads has seen enough; Python would say so when it ends, too
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
-        return _refuse("; ".join([str(error), *_advice(error), "what is computed is kept"]))
+        kept = [] if given.command == "predict" else ["what is computed is kept"]
+        return _refuse("; ".join([str(error), *_advice(error), *kept]))
     except KeyboardInterrupt:
-        print("fomo: interrupted; the same command goes on from here", file=sys.stderr)
+        kept = "" if given.command == "predict" else "; the same command goes on from here"
+        print(f"fomo: interrupted{kept}", file=sys.stderr)
         return 130
     return 0
 
@@ -127,6 +143,22 @@ def _missing_right(path: Path) -> list[str]:
         if not os.access(place, right):
             return [f"you lack the right to {what} {place}, which its owner gives by chmod u+{letter}"]
     return []
+
+
+def _predict(given: argparse.Namespace) -> int:
+    """Writes what a model predicts; returns the exit status."""
+    from fomo.predictions import write_predictions
+    from fomo.storage import atomic
+
+    model, options = fomo.load_model(given.model), {"top": given.top, "threshold": given.threshold}
+    if given.to:
+        with atomic(given.to) as path, path.open("w", errors="surrogateescape") as file:
+            read, unread = write_predictions(model, given.images, file, **options)
+    else:
+        read, unread = write_predictions(model, given.images, sys.stdout, **options)
+    if unread:
+        print(f"fomo: {unread} of {read + unread} images cannot be read; the last column says why", file=sys.stderr)
+    return 0 if not unread else 1 if read else 2
 
 
 def _evidence() -> str:

@@ -104,7 +104,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
     def predict_proba(self, X) -> np.ndarray:
         """The probability of each class (images, classes), in the order of `classes_`. Raises as `predict` does."""
         table = self._predicted(X)
-        return table[self.model_._columns()].to_numpy()
+        return table[self.model_.columns].to_numpy()
 
     def _predicted(self, X) -> pd.DataFrame:
         check_is_fitted(self)

@@ -1,29 +1,23 @@
 """The final model in its one file: loaded, asked to predict, saved."""
 
-import json
+from collections.abc import Iterator
 from contextlib import nullcontext
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from threading import Lock
 
 import numpy as np
 import pandas as pd
-import safetensors
-import safetensors.torch
 import torch
 from PIL import Image
 
-from fomo.config import UserError
-from fomo.data.batches import ImageBatches, loader
+from fomo.data.batches import ImageBatches
 from fomo.data.given import each, opened
 from fomo.data.images import for_each, reason, to_pixels
-from fomo.networks.backbones import Backbone
-from fomo.networks.classifier import FinalClassifier, Network
-from fomo.networks.heads import Head
-from fomo.networks.inference import predict
-from fomo.storage import write_bytes
+from fomo.model_file import read_model, write_model
+from fomo.networks.classifier import FinalClassifier
 
-FIXED = ("file", "class", "confidence", "reason")  # columns of a prediction besides those of the classes
+FIXED = ("file", "class", "confidence", "unlike", "reason")  # columns of a prediction besides those of the classes
 
 
 class Model:
@@ -40,16 +34,22 @@ class Model:
         self.classes, self.ranges = description["classes"], description["ranges"]
 
     def predict(self, images=(), batch_size: int = 64) -> pd.DataFrame:
-        """A row for each image: file, class, confidence, the probability of each class, reason.
+        """A row for each image: file, class, confidence, unlike, the probability of each class, reason.
 
         `images` are a path, a folder (all images in it), a pattern such as "photos/*.png", a PIL image, an array
         (height, width) or (height, width, channels), the bytes of a file, or any iterable of these. Arrays are uint8,
         or of numbers whose range the model knows from training.
 
-        `file` is the path, or the number of what has none. `confidence` is the probability of the class. An image that
-        cannot be read has a `reason`, and nothing else. A class that is called as another column is p(its name).
-        Raises `UserError` for a path that leads to no image, unless it is one of several.
+        `file` is the path, or the number of what has none. `confidence` is the probability of the class. `unlike` is
+        the share of validation images that are less unlike those of training (`networks.unlike`). An image that cannot
+        be read has a `reason`, and nothing else. A class that is called as another column is p(its name). Raises
+        `UserError` for a path that leads to no image, unless it is one of several.
         """
+        return pd.concat(self.tables(images, batch_size), ignore_index=True)
+
+    def tables(self, images=(), batch_size: int = 64) -> Iterator[pd.DataFrame]:
+        """What `predict` returns, in parts: a table for each batch of images, at least one. Memory does not grow with
+        the number of images."""
         options, lock = [self.description[name] for name in ("image_size", "channels", "crop", "fit")], Lock()
 
         def decode(item: tuple) -> tuple[str | int, np.ndarray | str]:
@@ -61,34 +61,38 @@ class Model:
             except Exception as error:  # a damaged file makes the decoders raise nearly anything
                 return name, reason(error)
 
-        decoded, files, reasons = for_each(decode, each(images, self.ranges)), [], []
-        named, numbers = [], [np.empty((0, 1 + len(self.classes)), np.float32)]
-        while batch := list(islice(decoded, batch_size)):
-            files += [name for name, _ in batch]
-            reasons += [found if isinstance(found, str) else None for _, found in batch]
-            readable = [found for _, found in batch if not isinstance(found, str)]
-            if readable:
-                classes, confidence, probabilities = self._classify(np.stack(readable))
-                named += [self.classes[number] for number in classes]
-                numbers.append(np.column_stack([confidence, probabilities]))
+        decoded = for_each(decode, each(images, self.ranges), ahead=batch_size)
+        batches = iter(lambda: list(islice(decoded, batch_size)), [])
+        for batch in chain([next(batches, [])], batches):
+            yield self._table(batch)
+
+    def _table(self, batch: list[tuple[str | int, np.ndarray | str]]) -> pd.DataFrame:
+        """The rows of images as they are decoded: of each its name, and its pixels or why it cannot be read."""
+        reasons = [found if isinstance(found, str) else None for _, found in batch]
         read = np.array([one is None for one in reasons], bool)
-        table = np.full((len(files), 1 + len(self.classes)), np.nan, np.float32)
-        table[read] = np.concatenate(numbers)
-        found = np.full(len(files), None, object)
-        found[read] = named
-        table = pd.DataFrame(table, columns=["confidence", *self._columns()])
-        table.insert(0, "file", pd.Series(files, dtype=object))
+        numbers = np.full((len(batch), 2 + len(self.classes)), np.nan, np.float32)
+        found = np.full(len(batch), None, object)
+        if read.any():
+            pixels = np.stack([found for _, found in batch if not isinstance(found, str)])
+            classes, numbers[read] = self._classify(pixels)
+            found[read] = [self.classes[number] for number in classes]
+        table = pd.DataFrame(numbers, columns=["confidence", "unlike", *self.columns])
+        table.insert(0, "file", pd.Series([name for name, _ in batch], dtype=object))
         table.insert(1, "class", pd.Series(found, dtype="str"))
         return table.assign(reason=pd.Series(reasons, dtype="str"))
 
-    def _classify(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(classes, confidences, probabilities (images, classes)) of images as `to_pixels` makes them."""
+    def _classify(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The classes (images) of images as `to_pixels` makes them, and (images, 2 + classes): confidence, unlike, and
+        the probabilities."""
         backbone = self.classifier.networks[0].backbone
-        batches = ImageBatches(pixels, range(len(pixels)), np.zeros(len(pixels)), backbone.mean, backbone.std)
-        logits, _ = predict(self.classifier, loader(batches, len(pixels)), torch.device("cpu"))
-        return *self.classifier.decide(logits), logits.softmax(1).numpy()
+        images, _ = ImageBatches(pixels, range(len(pixels)), np.zeros(len(pixels)), backbone.mean, backbone.std)[:]
+        with torch.inference_mode():
+            logits, unlike = self.classifier.eval().judge(images)
+        classes, confidence = self.classifier.decide(logits)
+        return classes, np.column_stack([confidence, unlike, logits.softmax(1)])
 
-    def _columns(self) -> list[str]:
+    @property
+    def columns(self) -> list[str]:
         """The names of the columns of the probabilities: those of the classes, unless another column has that name."""
         columns = []
         for name in self.classes:
@@ -100,38 +104,14 @@ class Model:
 
     def save(self, path: Path) -> None:
         """Stores everything in one .safetensors file; `load_model` needs nothing else."""
-        state = {name: value.contiguous() for name, value in self.classifier.state_dict().items()}
-        write_bytes(path, safetensors.torch.save(state, metadata={"fomo": json.dumps(self.description)}))
+        write_model(path, self.classifier, self.description)
 
 
 def load_model(path: str | Path) -> Model:
-    """The `Model` that a run stored as model.safetensors. Raises `UserError` if the file is no such model.
+    """The `Model` that a run stored as model.safetensors; nothing in the file is executed. Raises `UserError` if the
+    file is no such model, or damaged.
 
     >>> fomo.load_model("model.safetensors").predict(["boot.png"])["class"].tolist()
     ['...']
     """
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            description = json.loads((file.metadata() or {})["fomo"])
-        state = safetensors.torch.load_file(path)
-    except KeyError as error:
-        raise UserError(f"{path} is not a model that fomo stored") from error
-    except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(f"model {path} cannot be read ({error})") from error
-    try:
-        networks = [_build(description) for _ in description["temperatures"]]
-        classifier = FinalClassifier(networks, description["temperatures"], description["handicaps"])
-        classifier.load_state_dict(state)
-        return Model(classifier, description)
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise UserError(
-            f"model {path} does not fit its own description ({str(error)[:200]}); it is damaged, or another version of "
-            "fomo stored it: train it anew, or load it with that version"
-        ) from error
-
-
-def _build(description: dict) -> Network:
-    """A network as described, its weights yet to be loaded."""
-    backbone = Backbone(description["backbone"], description["image_size"])
-    heads = [Head(**one).build(backbone.num_features, len(description["classes"])) for one in description["heads"]]
-    return Network(backbone, heads, tuple(description["views"]))
+    return Model(*read_model(Path(path)))

@@ -385,20 +385,21 @@ def make_shown(tmp_path):
     return call
 
 
-@pytest.mark.parametrize("target", ["report", "results", "inspect", "bench"])
+@pytest.mark.parametrize("target", ["report", "results", "inspect", "predict", "bench"])
 @pytest.mark.parametrize("command_line", [True, False])
 def test_make_hands_on_what_its_variables_hold_and_the_shell_runs_nothing_of_it(
     make_shown, tmp_path, target, command_line
 ):
-    values = {name: f"-{name}{AWKWARD}" for name in VARIABLES}
+    values = {name: f"-{name}{AWKWARD}" for name in (*VARIABLES, "MODEL", "IMAGES")}
     if command_line:  # where make has a meaning of its own for $
         given = make_shown(target, *(f"{name}={value.replace('$', '$$')}" for name, value in values.items()))
     else:
         given = make_shown(target, **values)
-    named = {name.lower().replace("_", "-"): value for name, value in values.items()}
+    named = {name.lower().replace("_", "-"): values[name] for name in VARIABLES}
     expected = [f"--{name}={value}" for name, value in named.items()]
     of_inspect = [f"--columns={values['COLUMNS']}", f"--on-rare={values['ON_RARE']}", "--", values["DATASET"]]
-    expected = {"inspect": of_inspect, "bench": expected[:1]}.get(target, expected)
+    of_predict = ["--", values["MODEL"], *values["IMAGES"].split()]
+    expected = {"inspect": of_inspect, "predict": of_predict, "bench": expected[:1]}.get(target, expected)
     assert given == ["-m", "fomo", target, *expected]
     assert not (tmp_path / "ran").exists()
 

@@ -28,9 +28,11 @@ ALLOWED = {  # what each room may import besides itself, from the bottom
     "clock": LOWEST,
     "artifacts": {"clock"} | LOWEST,
     "training": {"networks", "data"} | LOWEST,
-    "model": {"networks", "data"} | LOWEST,
+    "model_file": {"networks"} | LOWEST,
+    "model": {"model_file", "networks", "data"} | LOWEST,
+    "predictions": {"model", "data"} | LOWEST,
 }
-ALLOWED["stages"] = set(ALLOWED) - {"figures"}
+ALLOWED["stages"] = set(ALLOWED) - {"figures", "predictions"}
 ALLOWED["pages"] = LOWEST
 ALLOWED["estimator"] = ALLOWED["stages"] | {"stages"}
 ALLOWED["results"] = ALLOWED["stages"] | {"stages"}

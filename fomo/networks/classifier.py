@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from fomo.networks.backbones import Backbone
+from fomo.networks.unlike import Unlike
 
 
 class Classifier(nn.Module):
@@ -49,16 +50,26 @@ class FinalClassifier(nn.Module):
     """What a run ends with: images (batch, 3, side, side) -> log-probabilities (batch, classes), the mean of one or
     more `networks`, each calibrated by a temperature of its own (Guo et al., arXiv:1706.04599). `handicaps` (classes)
     are taken off the log-probabilities before a class is named (`decide`), where rare classes would be named too
-    seldom (logit adjustment; Menon et al., arXiv:2007.07314)."""
+    seldom (logit adjustment; Menon et al., arXiv:2007.07314). `unlike` is of the first network's features."""
 
-    def __init__(self, networks: list[Network], temperatures: list[float], handicaps: list[float]):
+    def __init__(
+        self, networks: list[Network], temperatures: list[float], handicaps: list[float], unlike: Unlike | None = None
+    ):
         super().__init__()
         self.networks = nn.ModuleList(networks)
         self.temperatures = temperatures
         self.handicaps = handicaps
+        self.unlike = unlike
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return average([network(images) for network in self.networks], self.temperatures)
+        return self.judge(images)[0]
+
+    def judge(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The log-probabilities, and how unlike the validation images each is (batch); NaN where that is not known."""
+        seen = [network.look(images) for network in self.networks]
+        logits = [network.judge(views) for network, views in zip(self.networks, seen, strict=True)]
+        unlike = self.unlike(seen[0][0]) if self.unlike else images.new_full([len(images)], torch.nan)
+        return average(logits, self.temperatures), unlike
 
     def decide(self, logits: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
         """The class to name (batch) by log-probabilities (batch, classes), which is the most probable one but for the

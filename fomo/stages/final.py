@@ -14,13 +14,14 @@ from fomo.model import Model
 from fomo.networks.classifier import FinalClassifier, Network, view
 from fomo.networks.heads import LINEAR, Head
 from fomo.networks.inference import predict
+from fomo.networks.unlike import Unlike
 from fomo.stages import metrics
 from fomo.stages.common import open_stage, step
 from fomo.stages.ensemble import Member, train_members
 from fomo.stages.head_search import search_head
 from fomo.stages.preprocessing import Preprocessed, image_loader, preprocess
 from fomo.stages.probing import probe
-from fomo.storage import read_json, write_json
+from fomo.storage import load_state, read_json, save_state, write_json
 from fomo.training import calibration
 
 HEADS = ("probe", "finetuned", "searched", "both")  # from the simplest on: the network as it comes with a linear
@@ -54,9 +55,11 @@ def compose(run: Run) -> Final:
     stage, members, data = open_stage(run, "11_final"), train_members(run), preprocess(run)
     if not stage.done:
         judged = [judge_options(run, member, first=not number) for number, member in enumerate(members)]
-        tables = [table.assign(network=number) for number, (table, _) in enumerate(judged, start=1)]
+        tables = [table.assign(network=number) for number, (table, _, _) in enumerate(judged, start=1)]
         stage.save_table("options", pd.concat(tables))
-        write_json(stage.path("chosen.json"), choose([worth for _, worth in judged], run.config))
+        unlike = {source: calibration.fit_unlike(one).state_dict() for source, one in judged[0][2].items()}
+        save_state(stage.path("unlike.pt"), unlike)
+        write_json(stage.path("chosen.json"), choose([worth for _, worth, _ in judged], run.config))
         stage.finish()
     of_all, keys = stage.table("options"), ["heads", "views", "adjustment"]
     means = of_all.drop(columns="network").groupby(keys, sort=False, as_index=False).mean()
@@ -70,10 +73,11 @@ def compose(run: Run) -> Final:
     views = next(one for one in all_views(run.config) if len(one) == chosen["views"])
     networks = [put_together(run, member, chosen["heads"], views) for member in members[: len(temperatures)]]
     handicaps = (adjustment * log_shares(data)).tolist()
+    unlike = load_state(stage.path("unlike.pt"), run.device)["probe" if chosen["heads"] == "probe" else "finetuned"]
     heads = {"searched": [search_head(run).head] if run.config.darts_epochs else []}
     heads |= {"probe": [LINEAR], "finetuned": [LINEAR], "both": [*heads["searched"], LINEAR]}
     return Final(
-        make_model(run, data, networks, heads[chosen["heads"]], temperatures, handicaps),
+        make_model(run, data, networks, heads[chosen["heads"]], temperatures, handicaps, Unlike(**unlike)),
         options,
         chosen,
         decisions,
@@ -88,13 +92,14 @@ def make_model(
     heads: list[Head],
     temperatures: list[float],
     handicaps: list[float],
+    unlike: Unlike,
 ) -> Model:
     """The model of these networks, with all that it takes to use it; `heads` describes those of each network."""
     description = {"backbone": run.config.backbone, "heads": [asdict(head) for head in heads]}
     description |= {"views": list(networks[0].views), "temperatures": temperatures, "handicaps": handicaps}
     description |= {"classes": data.dataset.classes, "channels": data.survey.channels, "ranges": data.survey.ranges}
     description |= {"image_size": run.config.image_size, "fit": run.config.fit, "crop": run.config.crop}
-    return Model(FinalClassifier(networks, temperatures, handicaps).eval(), description)
+    return Model(FinalClassifier(networks, temperatures, handicaps, unlike).eval(), description)
 
 
 def choose(judged: list[dict], config: Config) -> dict:
@@ -179,10 +184,10 @@ def view_sets(flip: str, rotation: float) -> list[tuple[int, ...]]:
     return [*sets, (0, 1, 4, 5)] if flip == "both" else sets
 
 
-def judge_options(run: Run, member: Member, *, first: bool) -> tuple[pd.DataFrame, dict]:
-    """What each option is worth on the validation images of a network, with each adjustment, a row each; and for each
-    option (heads, views) the labels, the classes named and the losses of these images. The probe is an option of the
-    `first` network."""
+def judge_options(run: Run, member: Member, *, first: bool) -> tuple[pd.DataFrame, dict, dict]:
+    """What each option is worth on the validation images of a network, with each adjustment, a row each; for each
+    option (heads, views) the labels, the classes named and the losses of these images; and the features (images,
+    features) of each backbone. The probe is an option of the `first` network."""
     pixels, rows, labels = member.data.part("validation")
     sets = all_views(run.config)
     names = [name for name in HEADS if (first or name != "probe") and (member.head or name in HEADS[:2])]
@@ -204,7 +209,7 @@ def judge_options(run: Run, member: Member, *, first: bool) -> tuple[pd.DataFram
             for adjustment in ADJUSTMENTS:
                 named = (scaled - adjustment * shares).argmax(1)
                 table.append(option | {"adjustment": adjustment} | values | score(labels, named, len(shares)))
-    return pd.DataFrame(table), worth
+    return pd.DataFrame(table), worth, {source: one for (source, number), one in seen.items() if number == 0}
 
 
 def put_together(run: Run, member: Member, heads: str, views: tuple[int, ...] = (0,)) -> Network:

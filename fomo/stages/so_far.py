@@ -1,5 +1,7 @@
 """The best model so far, in the run's one file, from the probe on; and what it is worth where a run ends early."""
 
+import torch
+
 from fomo.artifacts import Run
 from fomo.config import UserError
 from fomo.model import load_model
@@ -14,6 +16,7 @@ from fomo.stages.preprocessing import image_loader, preprocess, test_images
 from fomo.stages.probing import probe
 from fomo.stages.racing import finetune_best
 from fomo.storage import load_state, write_table
+from fomo.training import calibration
 
 
 def keep_best(run: Run) -> None:
@@ -24,14 +27,16 @@ def keep_best(run: Run) -> None:
     data, found = preprocess(run), []
     for model in filter(None, (probe(run).model, _finetuned(run))):
         batches = image_loader(run, data.part("validation"), model.backbone)
-        logits, labels = predict(model, batches, run.device)
-        found.append((judge(labels.numpy(), logits.double().numpy()), logits, labels, model))
-    worth, logits, labels, model = min(found, key=lambda one: one[0]["validation_loss"])
+        features, labels = predict(model.backbone, batches, run.device)
+        with torch.inference_mode():
+            logits = model.head(features.to(run.device)).cpu()
+        found.append((judge(labels.numpy(), logits.double().numpy()), features, logits, labels, model))
+    worth, features, logits, labels, model = min(found, key=lambda one: one[0]["validation_loss"])
     accuracy = float((logits.argmax(-1) == labels).double().mean())
     run.clock.best = f"accuracy {accuracy:.3f} on validation"
-    network = Network(model.backbone, [model.head])
+    network, unlike = Network(model.backbone, [model.head]), calibration.fit_unlike(features)
     handicaps = [0.0] * len(data.dataset.classes)
-    make_model(run, data, [network], [LINEAR], [worth["temperature"]], handicaps).save(run.folder / MODEL)
+    make_model(run, data, [network], [LINEAR], [worth["temperature"]], handicaps, unlike).save(run.folder / MODEL)
 
 
 def _finetuned(run: Run) -> Classifier | None:
