@@ -1,10 +1,12 @@
 """The final model in its one file: loaded, asked to predict, saved."""
 
 import json
+from collections.abc import Iterator
 from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from threading import Lock
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,11 +21,23 @@ from fomo.data.given import each, opened
 from fomo.data.images import for_each, reason, to_pixels
 from fomo.networks.backbones import Backbone
 from fomo.networks.classifier import FinalClassifier, Network
+from fomo.networks.gradcam import gradcam
 from fomo.networks.heads import Head
 from fomo.networks.inference import predict
 from fomo.storage import write_bytes
 
 FIXED = ("file", "class", "confidence", "reason")  # columns of a prediction besides those of the classes
+
+
+class Explanation(NamedTuple):
+    """Where a model looks in an image: `file` (its path or number), the class `named` and its `confidence`, `pixels`
+    (channels, side, side) as the networks see them, and a `map` (side, side) of what speaks for that class, 0 to 1."""
+
+    file: str | int
+    named: str
+    confidence: float
+    pixels: np.ndarray
+    map: np.ndarray
 
 
 class Model:
@@ -50,20 +64,9 @@ class Model:
         cannot be read has a `reason`, and nothing else. A class that is called as another column is p(its name).
         Raises `UserError` for a path that leads to no image, unless it is one of several.
         """
-        options, lock = [self.description[name] for name in ("image_size", "channels", "crop", "fit")], Lock()
-
-        def decode(item: tuple) -> tuple[str | int, np.ndarray | str]:
-            name, thing = item
-            try:
-                # two threads must not load the same image
-                with lock if isinstance(thing, Image.Image) else nullcontext(), opened(thing, self.ranges) as image:
-                    return name, to_pixels(image, *options, self.ranges)
-            except Exception as error:  # a damaged file makes the decoders raise nearly anything
-                return name, reason(error)
-
-        decoded, files, reasons = for_each(decode, each(images, self.ranges)), [], []
+        files, reasons = [], []
         named, numbers = [], [np.empty((0, 1 + len(self.classes)), np.float32)]
-        while batch := list(islice(decoded, batch_size)):
+        for batch in self._decoded(images, batch_size):
             files += [name for name, _ in batch]
             reasons += [found if isinstance(found, str) else None for _, found in batch]
             readable = [found for _, found in batch if not isinstance(found, str)]
@@ -80,6 +83,40 @@ class Model:
         table.insert(0, "file", pd.Series(files, dtype=object))
         table.insert(1, "class", pd.Series(found, dtype="str"))
         return table.assign(reason=pd.Series(reasons, dtype="str"))
+
+    def explain(self, images=(), batch_size: int = 16) -> Iterator[Explanation]:
+        """Where the model looks, an `Explanation` of each image that can be read; `images` are as for `predict`. A
+        batch takes the memory of a training's. Raises `UserError` as `predict` does, and where the backbone is no CNN.
+        """
+        backbone = self.classifier.networks[0].backbone
+        for batch in self._decoded(images, batch_size):
+            readable = [(name, found) for name, found in batch if not isinstance(found, str)]
+            if readable:
+                files, pixels = zip(*readable, strict=True)
+                rows = range(len(pixels))
+                inputs, _ = ImageBatches(np.stack(pixels), rows, rows, backbone.mean, backbone.std)[rows]
+                with torch.inference_mode():
+                    classes, confidence = self.classifier.eval().decide(self.classifier(inputs))
+                maps = gradcam(self.classifier, inputs, torch.from_numpy(classes)).numpy()
+                named = [self.classes[number] for number in classes]
+                yield from map(Explanation, files, named, confidence.tolist(), pixels, maps)
+
+    def _decoded(self, images, batch_size: int) -> Iterator[list[tuple[str | int, np.ndarray | str]]]:
+        """Batches of what is given as `images`: of each its path or number, and its pixels or why it cannot be read."""
+        options, lock = [self.description[name] for name in ("image_size", "channels", "crop", "fit")], Lock()
+
+        def decode(item: tuple) -> tuple[str | int, np.ndarray | str]:
+            name, thing = item
+            try:
+                # two threads must not load the same image
+                with lock if isinstance(thing, Image.Image) else nullcontext(), opened(thing, self.ranges) as image:
+                    return name, to_pixels(image, *options, self.ranges)
+            except Exception as error:  # a damaged file makes the decoders raise nearly anything
+                return name, reason(error)
+
+        decoded = for_each(decode, each(images, self.ranges))
+        while batch := list(islice(decoded, batch_size)):
+            yield batch
 
     def _classify(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(classes, confidences, probabilities (images, classes)) of images as `to_pixels` makes them."""
