@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from importlib.util import find_spec
+from itertools import chain, count
 from pathlib import Path
 
 import fomo
@@ -127,6 +128,26 @@ def _missing_right(path: Path) -> list[str]:
         if not os.access(place, right):
             return [f"you lack the right to {what} {place}, which its owner gives by chmod u+{letter}"]
     return []
+
+
+def explain(model: "fomo.model.Model", what: list[str], folder: Path) -> None:
+    """Stores where the model looks: in `folder`, for each image that can be read, a .png called as its file (a second
+    boot is boot-2) with the image and beside it what speaks for its class, enlarged if they are small."""
+    from PIL import Image
+
+    from fomo.figures.drawing import beside_map
+    from fomo.storage import atomic
+
+    folder.mkdir(parents=True, exist_ok=True)
+    taken = set()
+    for one in model.explain(what):
+        stem = Path(str(one.file)).stem
+        names = chain([stem], (f"{stem}-{number}" for number in count(2)))
+        taken.add(name := next(name for name in names if name not in taken))
+        image = Image.fromarray(beside_map(one.pixels, one.map).transpose(1, 2, 0))
+        scale = max(1, 256 // image.height)
+        with atomic(folder / f"{name}.png") as temporary:
+            image.resize((scale * image.width, scale * image.height), Image.Resampling.NEAREST).save(temporary, "png")
 
 
 def _evidence() -> str:

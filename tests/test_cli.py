@@ -10,10 +10,11 @@ import nbformat
 import pytest
 import timm
 import toys
+from PIL import Image
 
 import fomo
 from fomo import results
-from fomo.__main__ import main
+from fomo.__main__ import explain, main
 from fomo.config import PRESETS, ROOT, UserError
 from fomo.networks.weights import ONLINE
 from fomo.pages import check_parameters
@@ -397,3 +398,16 @@ def test_name_that_begins_like_an_option_is_none(capsys, arguments):
 def test_make_alone_lists_its_targets():
     listed = make().stdout
     assert all(f"make {target}" in listed for target in ("report", "test", "bench", "lab", "clean"))
+
+
+def test_explanations_are_images_called_as_their_files_each_beside_itself_under_its_map(finished, dataset, tmp_path):
+    for name in ("a/boot.png", "b/boot.png", "c/boot-2.png"):
+        (tmp_path / name).parent.mkdir()
+        shutil.copy(dataset / "images_test" / "000.png", tmp_path / name)
+    (tmp_path / "a" / "bad.png").write_text("no image")
+    model = fomo.load_model(finished.evaluation.model_path)
+    explain(model, [str(tmp_path / name) for name in "abc"], tmp_path / "new" / "seen")
+    names = ["boot-2-2.png", "boot-2.png", "boot.png"]
+    assert sorted(path.name for path in (tmp_path / "new" / "seen").iterdir()) == names
+    with Image.open(tmp_path / "new" / "seen" / "boot.png") as image:
+        assert (image.size, image.mode) == ((512, 256), "RGB")
