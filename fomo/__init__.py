@@ -61,7 +61,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
                 "extract_features",
             ),
             *("search_head", "tune_head", "train_head", "train_members", "compose", "evaluate"),
-            *("FINETUNING_SPACE", "HEAD_SPACE", "beside_report", "gap"),
+            *("FINETUNING_SPACE", "HEAD_SPACE", "beside_report", "gap", "surest"),
         ],
     },
 )

@@ -60,6 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--top", type=int, metavar="N", help="the N most probable classes in place of all probabilities"
     )
     command.add_argument("--threshold", type=float, metavar="SHARE", help="the class is 'unsure' below this confidence")
+    command.add_argument("--explain", type=Path, metavar="FOLDER", help="for pictures of where the model looks")
     command = commands.add_parser("bench", help="what each of fomo's ways saves, as a table of ratios; under an hour")
     command.add_argument("--dataset", default="fashion_sample", help=f"{', '.join(DATASETS)}, a folder or a table")
     command.add_argument(
@@ -147,7 +148,7 @@ def _missing_right(path: Path) -> list[str]:
 
 def _predict(given: argparse.Namespace) -> int:
     """Writes what a model predicts; returns the exit status."""
-    from fomo.predictions import write_predictions
+    from fomo.predictions import explain, write_predictions
     from fomo.storage import atomic
 
     model, options = fomo.load_model(given.model), {"top": given.top, "threshold": given.threshold}
@@ -156,6 +157,8 @@ def _predict(given: argparse.Namespace) -> int:
             read, unread = write_predictions(model, given.images, file, **options)
     else:
         read, unread = write_predictions(model, given.images, sys.stdout, **options)
+    if given.explain and read:
+        explain(model, given.images, given.explain)
     if unread:
         print(f"fomo: {unread} of {read + unread} images cannot be read; the last column says why", file=sys.stderr)
     return 0 if not unread else 1 if read else 2

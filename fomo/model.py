@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from itertools import chain, islice
 from pathlib import Path
 from threading import Lock
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,8 +17,20 @@ from fomo.data.given import each, opened
 from fomo.data.images import for_each, reason, to_pixels
 from fomo.model_file import read_model, write_model
 from fomo.networks.classifier import FinalClassifier
+from fomo.networks.gradcam import gradcam
 
 FIXED = ("file", "class", "confidence", "unlike", "reason")  # columns of a prediction besides those of the classes
+
+
+class Explanation(NamedTuple):
+    """Where a model looks in an image: `file` (its path or number), the class `named` and its `confidence`, `pixels`
+    (channels, side, side) as the networks see them, and a `map` (side, side) of what speaks for that class, 0 to 1."""
+
+    file: str | int
+    named: str
+    confidence: float
+    pixels: np.ndarray
+    map: np.ndarray
 
 
 class Model:
@@ -50,6 +63,27 @@ class Model:
     def tables(self, images=(), batch_size: int = 64) -> Iterator[pd.DataFrame]:
         """What `predict` returns, in parts: a table for each batch of images, at least one. Memory does not grow with
         the number of images."""
+        batches = self._decoded(images, batch_size)
+        for batch in chain([next(batches, [])], batches):
+            yield self._table(batch)
+
+    def explain(self, images=(), batch_size: int = 16) -> Iterator[Explanation]:
+        """Where the model looks, an `Explanation` of each image that can be read; `images` are as for `predict`. A
+        batch takes the memory of a training's. Raises `UserError` as `predict` does, and where the backbone is no CNN.
+        """
+        for batch in self._decoded(images, batch_size):
+            readable = [(name, found) for name, found in batch if not isinstance(found, str)]
+            if readable:
+                files, pixels = zip(*readable, strict=True)
+                inputs = self._inputs(np.stack(pixels))
+                with torch.inference_mode():
+                    classes, confidence = self.classifier.eval().decide(self.classifier(inputs))
+                maps = gradcam(self.classifier, inputs, torch.from_numpy(classes)).numpy()
+                named = [self.classes[number] for number in classes]
+                yield from map(Explanation, files, named, confidence.tolist(), pixels, maps)
+
+    def _decoded(self, images, batch_size: int) -> Iterator[list[tuple[str | int, np.ndarray | str]]]:
+        """Batches of what is given as `images`: of each its path or number, and its pixels or why it cannot be read."""
         options, lock = [self.description[name] for name in ("image_size", "channels", "crop", "fit")], Lock()
 
         def decode(item: tuple) -> tuple[str | int, np.ndarray | str]:
@@ -62,9 +96,7 @@ class Model:
                 return name, reason(error)
 
         decoded = for_each(decode, each(images, self.ranges), ahead=batch_size)
-        batches = iter(lambda: list(islice(decoded, batch_size)), [])
-        for batch in chain([next(batches, [])], batches):
-            yield self._table(batch)
+        return iter(lambda: list(islice(decoded, batch_size)), [])
 
     def _table(self, batch: list[tuple[str | int, np.ndarray | str]]) -> pd.DataFrame:
         """The rows of images as they are decoded: of each its name, and its pixels or why it cannot be read."""
@@ -84,12 +116,15 @@ class Model:
     def _classify(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The classes (images) of images as `to_pixels` makes them, and (images, 2 + classes): confidence, unlike, and
         the probabilities."""
-        backbone = self.classifier.networks[0].backbone
-        images, _ = ImageBatches(pixels, range(len(pixels)), np.zeros(len(pixels)), backbone.mean, backbone.std)[:]
         with torch.inference_mode():
-            logits, unlike = self.classifier.eval().judge(images)
+            logits, unlike = self.classifier.eval().judge(self._inputs(pixels))
         classes, confidence = self.classifier.decide(logits)
         return classes, np.column_stack([confidence, unlike, logits.softmax(1)])
+
+    def _inputs(self, pixels: np.ndarray) -> torch.Tensor:
+        """What the networks are shown of images as `to_pixels` makes them."""
+        backbone, rows = self.classifier.networks[0].backbone, range(len(pixels))
+        return ImageBatches(pixels, rows, rows, backbone.mean, backbone.std)[:][0]
 
     @property
     def columns(self) -> list[str]:

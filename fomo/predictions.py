@@ -1,16 +1,20 @@
-"""Predictions as csv, written as they are computed: what `python -m fomo predict` does."""
+"""Predictions as csv, and where the model looks as pictures: what `python -m fomo predict` writes."""
 
 import sys
 from collections.abc import Sequence
+from itertools import chain, count
+from pathlib import Path
 from typing import TextIO
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 from fomo.config import UserError
 from fomo.data.given import each
 from fomo.model import Model
 from fomo.progress import Bar
+from fomo.storage import atomic
 
 UNSURE = "unsure"
 
@@ -29,7 +33,7 @@ def write_predictions(
         raise UserError(f"top is {top}; the model has {len(model.classes)} classes, so give 1 to {len(model.classes)}")
     if threshold is not None and not 0 <= threshold <= 1:
         raise UserError(f"threshold is {threshold:g}; a confidence is from 0 to 1")
-    images = [path for path, _ in each(given[0] if len(given) == 1 else given, model.ranges)]
+    images = _files(model, given)
     read, header = 0, True
     quiet = True if file is sys.stdout and file.isatty() else None  # None: where stderr is no terminal
     with Bar(total=len(images), desc="images", unit="image", leave=False, disable=quiet) as bar:
@@ -54,3 +58,25 @@ def best(table: pd.DataFrame, model: Model, top: int) -> pd.DataFrame:
         shown[f"class_{rank + 1}"] = names.where(read)
         shown[f"confidence_{rank + 1}"] = values[np.arange(len(values)), order[:, rank]]
     return shown.assign(reason=table["reason"])
+
+
+def explain(model: Model, given: Sequence[str], folder: Path) -> None:
+    """Stores where the model looks: in `folder`, for each image that can be read, a .png called as its file (a second
+    boot is boot-2) with the image and beside it what speaks for its class, enlarged if they are small."""
+    from fomo.figures.drawing import beside_map  # matplotlib takes a second, which most predictions do not need
+
+    folder.mkdir(parents=True, exist_ok=True)
+    taken = set()
+    for one in model.explain(_files(model, given)):
+        stem = Path(str(one.file)).stem
+        names = chain([stem], (f"{stem}-{number}" for number in count(2)))
+        taken.add(name := next(name for name in names if name not in taken))
+        image = Image.fromarray(beside_map(one.pixels, one.map).transpose(1, 2, 0))
+        scale = max(1, 256 // image.height)
+        with atomic(folder / f"{name}.png") as temporary:
+            image.resize((scale * image.width, scale * image.height), Image.Resampling.NEAREST).save(temporary, "png")
+
+
+def _files(model: Model, given: Sequence[str]) -> list[str]:
+    """The image files that files, folders and patterns lead to."""
+    return [path for path, _ in each(given[0] if len(given) == 1 else given, model.ranges)]

@@ -10,6 +10,7 @@ import nbformat
 import pytest
 import timm
 import toys
+from PIL import Image
 
 import fomo
 from fomo import results
@@ -413,3 +414,18 @@ def test_name_that_begins_like_an_option_is_none(capsys, arguments):
 def test_make_alone_lists_its_targets():
     listed = make().stdout
     assert all(f"make {target}" in listed for target in ("report", "test", "bench", "lab", "clean"))
+
+
+def test_explanations_are_images_called_as_their_files_each_beside_itself_under_its_map(finished, dataset, tmp_path):
+    for name in ("a/boot.png", "b/boot.png", "c/boot-2.png"):
+        (tmp_path / name).parent.mkdir()
+        shutil.copy(dataset / "images_test" / "000.png", tmp_path / name)
+    (tmp_path / "a" / "bad.png").write_text("no image")
+    given = [str(tmp_path / name) for name in "abc"]
+    to, seen = str(tmp_path / "table.csv"), str(tmp_path / "new" / "seen")
+    model = str(finished.evaluation.model_path)
+    assert main(["predict", model, *given, "--to", to, "--explain", seen]) == 1  # one cannot be read
+    names = ["boot-2-2.png", "boot-2.png", "boot.png"]
+    assert sorted(path.name for path in (tmp_path / "new" / "seen").iterdir()) == names
+    with Image.open(tmp_path / "new" / "seen" / "boot.png") as image:
+        assert (image.size, image.mode) == ((512, 256), "RGB")

@@ -91,6 +91,25 @@ def test_coloured_image_is_read_as_grey_by_a_model_of_grey_images(model, images)
         same(model, [image.convert("L")], images[:1])
 
 
+def test_explanation_has_class_pixels_and_map_of_each_image_that_can_be_read(finished, images, tmp_path):
+    model = load_model(finished.evaluation.model_path)
+    (tmp_path / "bad.png").write_text("no image")
+    seen = list(model.explain([*images[:3], tmp_path / "bad.png", Image.open(images[3])], batch_size=3))
+    table = model.predict(images[:4])
+    assert [one.file for one in seen] == [*map(str, images[:3]), 4]
+    assert [one.named for one in seen] == table["class"].tolist()
+    assert np.allclose([one.confidence for one in seen], table["confidence"], atol=1e-5)
+    for one in seen:
+        assert (one.pixels.shape, one.pixels.dtype) == ((3, 32, 32), np.uint8)
+        assert (one.map.shape, one.map.dtype) == ((32, 32), np.float32)
+        assert 0 <= one.map.min() < one.map.max() <= 1
+
+
+def test_transformer_is_not_explained(model, images):
+    with pytest.raises(UserError, match="test_vit"):
+        list(model.explain(images[:1]))
+
+
 # ---- what can be given
 
 

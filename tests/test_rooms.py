@@ -30,7 +30,7 @@ ALLOWED = {  # what each room may import besides itself, from the bottom
     "training": {"networks", "data"} | LOWEST,
     "model_file": {"networks"} | LOWEST,
     "model": {"model_file", "networks", "data"} | LOWEST,
-    "predictions": {"model", "data"} | LOWEST,
+    "predictions": {"model", "data", "figures"} | LOWEST,
 }
 ALLOWED["stages"] = set(ALLOWED) - {"figures", "predictions"}
 ALLOWED["pages"] = LOWEST

@@ -6,7 +6,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.ticker import MaxNLocator
 
-from fomo.figures.drawing import BLUE, ORANGE, new_axes
+from fomo.figures.drawing import BLUE, ORANGE, beside_map, new_axes
 from fomo.figures.heads import accuracies, alphas
 from fomo.figures.study import losses
 
@@ -24,9 +24,10 @@ def class_balance(images: pd.DataFrame, classes: list[str], *, ax: plt.Axes | No
 
 
 def image_grid(pixels: np.ndarray, titles: list[str], *, columns: int = 8) -> np.ndarray:
-    """Images (n, channels, side, side), uint8 or 0 to 1, in rows of `columns`, each under its title."""
-    rows = max(1, -(-len(pixels) // columns))
-    _, axes = plt.subplots(rows, columns, figsize=(1.25 * columns, 1.55 * rows), squeeze=False, layout="constrained")
+    """Images (n, channels, height, width), uint8 or 0 to 1, in rows of `columns`, each under its title."""
+    rows, shape = max(1, -(-len(pixels) // columns)), np.shape(pixels)
+    size = (1.25 * columns * shape[-1] / shape[-2], 1.55 * rows)
+    _, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     for ax in axes.flat:
         ax.axis("off")
     for ax, image, text in zip(axes.flat, pixels, titles, strict=False):
@@ -34,6 +35,13 @@ def image_grid(pixels: np.ndarray, titles: list[str], *, columns: int = 8) -> np
         ax.imshow(image if image.dtype == np.uint8 else image.clip(0, 1))
         ax.set_title(text, fontsize=9)
     return axes
+
+
+def heatmaps(pixels: np.ndarray, maps: np.ndarray, titles: list[str], *, columns: int = 6) -> np.ndarray:
+    """Images (n, channels, side, side), uint8, each beside itself under its map (n, side, side) of numbers from 0 to 1,
+    from blue to red, and under its title."""
+    pairs = [beside_map(image, places) for image, places in zip(pixels, maps, strict=True)]
+    return image_grid(pairs, titles, columns=columns)
 
 
 def learning_curves(history: pd.DataFrame, kept: float | None = None, *, ax: plt.Axes | None = None) -> plt.Axes:

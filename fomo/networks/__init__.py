@@ -1,8 +1,8 @@
 """What computes: backbones and their weights, the candidate heads, all heads at once, whole classifiers.
 
 From images to logits: weights, backbones (images to features), heads (features to logits), bank (many heads in one),
-classifier (backbones with heads), inference (all images through one of them). Trains nothing. Knows storage and config
-only.
+classifier (backbones with heads), inference (all images through one of them), gradcam (where they look). Trains
+nothing. Knows storage and config only.
 """
 
 import lazy_loader

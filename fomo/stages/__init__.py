@@ -20,6 +20,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "ensemble": ["train_members"],
         "final": ["compose"],
         "evaluation": ["evaluate"],
-        "metrics": ["beside_report", "gap"],
+        "metrics": ["beside_report", "gap", "surest"],
     },
 )

@@ -74,6 +74,15 @@ def per_class(labels: np.ndarray, predicted: np.ndarray, classes: list[str]) -> 
     ]
 
 
+def surest(predictions: pd.DataFrame, per_class: pd.DataFrame, classes: int = 6) -> pd.DataFrame:
+    """The rows of `predictions` (label, final, confidence) of which the model is most certain: of each of the `classes`
+    of least F1 one where it is right, and after all of these one where it is wrong. A class may lack either."""
+    weakest = per_class[per_class["images"] > 0].nsmallest(classes, "F1").index  # a class's number
+    rows = predictions[predictions["label"].isin(weakest)].sort_values("confidence", ascending=False)
+    rows = rows.assign(wrong=rows["label"] != rows["final"], place=rows["label"].map(weakest.get_loc))
+    return rows.drop_duplicates(["wrong", "label"]).sort_values(["wrong", "place"]).drop(columns=["wrong", "place"])
+
+
 def confusion(labels: np.ndarray, predicted: np.ndarray, classes: list[str]) -> pd.DataFrame:
     """Numbers of images by true class (rows) and predicted class (columns)."""
     return pd.DataFrame(confusion_matrix(labels, predicted, labels=range(len(classes))), index=classes, columns=classes)

@@ -10,7 +10,7 @@ from sklearn.utils.extmath import randomized_svd
 
 from fomo.networks.unlike import Unlike, outside
 
-AXES = 64  # of the features of validation images, that others are compared along; a quarter of the images or of the features, if few
+AXES = 64  # of the features of validation images, that others are compared along; of few images or features, a quarter
 FITTED = 2000  # images at most that they are found by
 
 

@@ -106,6 +106,7 @@ ONE_AXES = {
 }
 SEVERAL_AXES = {
     "contest": (CONTEST,),
+    "heatmaps": (np.zeros((3, 1, 8, 8), np.uint8), np.full((3, 8, 8), 0.5), list("abc")),
     "image_grid": (np.zeros((5, 1, 8, 8), np.uint8), list("abcde")),
     "slices": (SLICES,),
     "overview": (TRIALS, RANKING, METRICS),
@@ -132,7 +133,7 @@ def test_every_figure_is_tested():
 def test_no_figure_of_the_modules_is_left_out():
     modules = [importlib.import_module(f"fomo.figures.{name}") for name in ("run", "study", "heads")]
     names = {name for module in modules for name, value in vars(module).items() if inspect.isfunction(value)}
-    assert {name for name in names if name[0] != "_"} - {"new_axes"} == set(figures.__all__)
+    assert {name for name in names if name[0] != "_"} - {"new_axes", "beside_map"} == set(figures.__all__)
 
 
 @pytest.mark.parametrize("name", ONE_AXES)
@@ -165,6 +166,7 @@ LEAST = {
     "layered": (LAYERED[:1].assign(std=np.nan),),
     "slices": (SLICES[:3],),
     "contest": (CONTEST[:1],),
+    "heatmaps": (np.zeros((1, 1, 8, 8), np.uint8), np.zeros((1, 8, 8)), ["a"]),
     "image_grid": (np.zeros((1, 1, 8, 8), np.uint8), ["a"]),
     "overview": (TRIALS[:1], RANKING[:1].assign(std=np.nan), METRICS[:1]),
 }
@@ -290,6 +292,16 @@ def test_image_grid_shows_each_image_under_its_title():
     axes = draw("image_grid", columns=3)
     assert axes.shape == (2, 3)
     assert [ax.get_title() for ax in axes.flat] == ["a", "b", "c", "d", "e", ""]
+
+
+def test_heatmap_leaves_the_image_as_it_is_beside_it_and_where_the_map_is_zero():
+    grey, places = np.full((1, 1, 8, 8), 200, np.uint8), np.zeros((1, 8, 8))
+    places[0, 2, 3] = 1
+    shown = figures.heatmaps(grey, places, ["a"], columns=1)[0, 0].images[0].get_array()
+    assert shown.shape == (8, 16, 3)
+    assert np.argwhere((shown != 200).any(axis=2)).tolist() == [[2, 8 + 3]]
+    red, green, blue = shown[2, 8 + 3].astype(int)
+    assert red > max(green, blue) + 20
 
 
 def test_confusion_shows_shares_and_writes_counts():

@@ -191,3 +191,13 @@ def test_calibration_error_is_the_gap_between_confidence_and_accuracy():
     assert metrics.calibration_error(np.array([0, 1, 1, 1]), logits) == pytest.approx(0.5)
     certain = np.array([[0.0, -1e9]] * 2)
     assert metrics.calibration_error(np.array([0, 1]), certain) == pytest.approx(0.5)
+
+
+def test_surest_are_a_right_and_a_wrong_image_of_each_of_the_weakest_classes():
+    labels, named = [0, 0, 0, 1, 1, 2, 2, 2, 2], [0, 0, 1, 1, 1, 0, 0, 2, 2]
+    table = pd.DataFrame({"label": labels, "final": named, "confidence": [0.7, 0.9, 0.6, 0.5, 0.8, 0.6, 0.9, 0.5, 0.7]})
+    per_class = pd.DataFrame({"F1": [0.5, 0.8, 0.6, 0.0], "images": [3, 2, 4, 0]})
+    found = metrics.surest(table, per_class, classes=3)
+    assert list(found.columns) == ["label", "final", "confidence"]
+    assert found.index.tolist() == [1, 8, 4, 2, 6]  # right ones of classes 0, 2, 1, then wrong ones of 0, 2; 1 has none
+    assert metrics.surest(table, per_class, classes=1).index.tolist() == [1, 2]
