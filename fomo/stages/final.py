@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import pandas as pd
 import torch
+from scipy.special import softmax
 from scipy.stats import ttest_1samp
 from torch import nn
 
@@ -20,7 +21,7 @@ from fomo.stages.ensemble import Member, train_members
 from fomo.stages.head_search import search_head
 from fomo.stages.preprocessing import Preprocessed, image_loader, preprocess
 from fomo.stages.probing import probe
-from fomo.storage import read_json, write_json
+from fomo.storage import new_array, read_json, write_json
 from fomo.training import calibration
 
 HEADS = ("probe", "finetuned", "searched", "both")  # from the simplest on: the network as it comes with a linear
@@ -56,7 +57,11 @@ def compose(run: Run) -> Final:
         judged = [judge_options(run, member, first=not number) for number, member in enumerate(members)]
         tables = [table.assign(network=number) for number, (table, _) in enumerate(judged, start=1)]
         stage.save_table("options", pd.concat(tables))
-        write_json(stage.path("chosen.json"), choose([worth for _, worth in judged], run.config))
+        taken = choose([worth for _, worth in judged], run.config)
+        write_json(stage.path("chosen.json"), taken)
+        told = np.concatenate([worth[*taken.values()][3] for _, worth in judged if tuple(taken.values()) in worth])
+        with new_array(stage.path("told.npy"), told.shape, np.float64) as store:
+            store[:] = told
         stage.finish()
     of_all, keys = stage.table("options"), ["heads", "views", "adjustment"]
     means = of_all.drop(columns="network").groupby(keys, sort=False, as_index=False).mean()
@@ -72,13 +77,8 @@ def compose(run: Run) -> Final:
     handicaps = (adjustment * log_shares(data)).tolist()
     heads = {"searched": [search_head(run).head] if run.config.darts_epochs else []}
     heads |= {"probe": [LINEAR], "finetuned": [LINEAR], "both": [*heads["searched"], LINEAR]}
-    return Final(
-        make_model(run, data, networks, heads[chosen["heads"]], temperatures, handicaps),
-        options,
-        chosen,
-        decisions,
-        adjustment,
-    )
+    model = make_model(run, data, networks, heads[chosen["heads"]], temperatures, handicaps)
+    return Final(model, options, chosen, decisions, adjustment)
 
 
 def make_model(
@@ -124,7 +124,7 @@ def better(one: tuple, other: tuple, metric: str) -> bool:
     paired tests with p < 0.05: by the metric that is wanted where that tells them apart, else by the loss, which tells
     options apart with fewer images. An option that was judged on fewer images is compared on those."""
     size = min(len(one[0]), len(other[0]))
-    labels, named, losses = (values[:size] for values in one)
+    labels, named, losses = (values[:size] for values in one[:3])
     others, others_losses = other[1][:size], other[2][:size]
     if metric != "log_loss":
         gain, p = metrics.paired_gain(labels, named, others, metric)
@@ -181,8 +181,8 @@ def view_sets(flip: str, rotation: float) -> list[tuple[int, ...]]:
 
 def judge_options(run: Run, member: Member, *, first: bool) -> tuple[pd.DataFrame, dict]:
     """What each option is worth on the validation images of a network, with each adjustment, a row each; and for each
-    option (heads, views) the labels, the classes named and the losses of these images. The probe is an option of the
-    `first` network."""
+    option (heads, views) of these images the labels, the classes named, the losses, and what it tells: the row of the
+    pixels, then the probability of each class. The probe is an option of the `first` network."""
     pixels, rows, labels = member.data.part("validation")
     sets = all_views(run.config)
     names = [name for name in HEADS if (first or name != "probe") and (member.head or name in HEADS[:2])]
@@ -200,7 +200,8 @@ def judge_options(run: Run, member: Member, *, first: bool) -> tuple[pd.DataFram
                 logits = network.judge([seen[source, number] for number in views]).double().cpu().numpy()
             option, values = {"heads": name, "views": len(views)}, judge(labels, logits)
             scaled = logits / values["temperature"]
-            worth[name, len(views)] = labels, scaled.argmax(1), calibration.losses(labels, scaled)
+            told = np.column_stack([rows, softmax(scaled, axis=1)])
+            worth[name, len(views)] = labels, scaled.argmax(1), calibration.losses(labels, scaled), told
             for adjustment in ADJUSTMENTS:
                 named = (scaled - adjustment * shares).argmax(1)
                 table.append(option | {"adjustment": adjustment} | values | score(labels, named, len(shares)))

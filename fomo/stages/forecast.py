@@ -6,12 +6,13 @@ from fomo.training.logistic import MOST, MOST_TO_CHOOSE
 
 # What a step takes besides the passes of the network, measured on two cores of an AMD EPYC; seconds.
 START = 1.5  # of each training: the network is built, its first steps are slow
+LOOKED_AT = 20_000  # images, in search of wrong labels: each is compared with each
 PAGES = 20.0  # of the notebooks and their pages; two of them are left out where nothing is searched
 SAFETY = 1.08  # what is planned is this much longer than what was timed
 
 ORDER = (
     *("preprocess", "probe", "finetune", "optimize_finetuning", "race", "finetune_best", "extract_features"),
-    *("search_head", "tune_head", "train_head", "train_members", "compose", "evaluate", "pages"),
+    *("search_head", "tune_head", "train_head", "train_members", "compose", "evaluate", "suspects", "pages"),
 )
 
 
@@ -27,6 +28,7 @@ def forecast(facts: Facts, config: Config) -> dict[str, float]:
     trial_side = config.trial_size or side
     judges = min(validation, max(1000, validation * config.trial_share))
     pruned = 0.75 if config.prune else 1.0
+    looked_at = min(facts.train, LOOKED_AT)
     trial = START + config.trial_epochs * config.trial_share * train / train_pace(facts, config, trial_side)
     trial += judges / facts.pace(network, trial_side, "forward")
     seconds = {
@@ -46,6 +48,7 @@ def forecast(facts: Facts, config: Config) -> dict[str, float]:
         "compose": 2 + (config.members + 1) * views * validation / forward,
         "evaluate": 4 + (config.members * views * facts.test + facts.test) / forward
         + views * validation / forward + 2e-7 * config.bootstrap * facts.classes**2,
+        "suspects": 1 + 1e-4 * looked_at + 1e-8 * looked_at**2,
         "pages": PAGES,
     }  # fmt: skip
     if config.darts_epochs:
