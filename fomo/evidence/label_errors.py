@@ -76,5 +76,5 @@ def rankings(
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Precision / recall of each rule (rows) on each data set, means over seeds, and the share of images named."""
     means = table.groupby(["rule", "data set"], sort=False)[["precision", "recall", "named"]].mean()
-    text = means.round(2).astype(str)
+    text = means.map("{:.2f}".format)
     return (text["precision"] + " / " + text["recall"] + " (" + text["named"] + ")").unstack(sort=False)

@@ -6,7 +6,10 @@ from fomo.training.logistic import MOST, MOST_TO_CHOOSE
 
 # What a step takes besides the passes of the network, measured on two cores of an AMD EPYC; seconds.
 START = 1.5  # of each training: the network is built, its first steps are slow
-LOOKED_AT = 20_000  # images, in search of wrong labels: each is compared with each
+LOOKED_AT, LOOKING = (
+    20_000,
+    0.01,
+)  # the most images that are searched for wrong labels, and what of the minutes it takes
 PAGES = 20.0  # of the notebooks and their pages; two of them are left out where nothing is searched
 SAFETY = 1.08  # what is planned is this much longer than what was timed
 
@@ -28,7 +31,6 @@ def forecast(facts: Facts, config: Config) -> dict[str, float]:
     trial_side = config.trial_size or side
     judges = min(validation, max(1000, validation * config.trial_share))
     pruned = 0.75 if config.prune else 1.0
-    looked_at = min(facts.train, LOOKED_AT)
     trial = START + config.trial_epochs * config.trial_share * train / train_pace(facts, config, trial_side)
     trial += judges / facts.pace(network, trial_side, "forward")
     seconds = {
@@ -48,7 +50,7 @@ def forecast(facts: Facts, config: Config) -> dict[str, float]:
         "compose": 2 + (config.members + 1) * views * validation / forward,
         "evaluate": 4 + (config.members * views * facts.test + facts.test) / forward
         + views * validation / forward + 2e-7 * config.bootstrap * facts.classes**2,
-        "suspects": 1 + 1e-4 * looked_at + 1e-8 * looked_at**2,
+        "suspects": suspecting(looked_at(facts.train, config.minutes)),
         "pages": PAGES,
     }  # fmt: skip
     if config.darts_epochs:
@@ -86,6 +88,19 @@ def member(facts: Facts, config: Config) -> float:
     """The seconds that a further network takes."""
     features = facts.train / facts.pace(config.backbone, config.image_size, "forward") if config.darts_epochs else 0.0
     return START + config.epochs * epoch(facts, config) + features
+
+
+def looked_at(images: int, minutes: float) -> int:
+    """How many of so many images are searched for wrong labels: `LOOKED_AT` at most, with few minutes fewer."""
+    most = LOOKED_AT
+    while minutes and most > 1000 and suspecting(most) > LOOKING * 60 * minutes:
+        most //= 2
+    return min(images, most)
+
+
+def suspecting(images: int) -> float:
+    """The seconds of the search for wrong labels among so many images, of which each is compared with each."""
+    return 1 + 1e-4 * images + 1e-8 * images**2
 
 
 def train_pace(facts: Facts, config: Config, side: int) -> float:

@@ -13,7 +13,7 @@ from fomo.data.inspection import NEAR, telling
 from fomo.data.look import HASH_SIZE, picture_hash
 from fomo.stages.common import open_stage, step
 from fomo.stages.final import compose
-from fomo.stages.forecast import LOOKED_AT
+from fomo.stages.forecast import looked_at
 from fomo.stages.planning import in_time
 from fomo.stages.preprocessing import Preprocessed, preprocess
 from fomo.stages.probing import probe
@@ -34,16 +34,17 @@ def suspects(run: Run) -> pd.DataFrame:
     class, why, and the `row` of its pixels. Empty where a run with minutes has none left to look for them.
 
     Kinds: label (another class fits better), duplicate (nearly the picture of one of another class; of the two the one
-    whose label fits less), unlike (far from all others). Of more than `LOOKED_AT` images so many are drawn.
+    whose label fits less), unlike (far from all others). Of many images some are drawn (`forecast.looked_at`).
     """
     stage, data = open_stage(run, "13_suspects"), preprocess(run)
     if not stage.done:
-        images = data.images.sample(min(len(data.images), LOOKED_AT), random_state=run.config.seed).sort_index()
-        if not run.clock.decide("suspects", lambda: in_time(run, "suspects")):
-            images = images.head(0)
+        most = looked_at(len(data.images), run.config.minutes)
+        count = run.clock.decide("suspects", lambda: most if in_time(run, "suspects") else 0)
+        images = data.images.sample(count, random_state=run.config.seed).sort_index()
         stage.save_table("suspects", look_over(run, data, images.reset_index(drop=True)))
         stage.finish()
-    return stage.table("suspects").fillna({"suggested": ""})
+    table = stage.table("suspects")
+    return table.assign(suggested=table["suggested"].astype(object).fillna(""))
 
 
 def look_over(run: Run, data: Preprocessed, images: pd.DataFrame) -> pd.DataFrame:

@@ -10,6 +10,7 @@ from PIL import Image
 
 import fomo
 from fomo.stages import planning
+from fomo.stages.forecast import looked_at
 from fomo.stages.suspecting import confident, confident_learning, cross_validated
 
 PLAIN = {"members": 1, "first_epochs": 0, "trials": 0, "darts_epochs": 0, "epochs": 1, "final": "validation"}
@@ -87,6 +88,11 @@ def test_few_images_are_judged_without_an_error(count):
 # ---- the stage
 
 
+def test_few_minutes_are_for_fewer_images():
+    assert [looked_at(10**6, minutes) for minutes in (0, 60, 2)] == [20_000, 20_000, 1250]
+    assert looked_at(500, 2) == 500
+
+
 @pytest.fixture(scope="module")
 def spoiled(tmp_path_factory):
     """A run on images of which four are wrong: two labels, a brighter copy under another label, and a chessboard."""
@@ -153,11 +159,12 @@ def test_suspects_are_read_from_the_store(spoiled, monkeypatch):
 
 
 def test_of_many_images_some_are_looked_at(anew, monkeypatch):
-    counts = []
-    monkeypatch.setattr("fomo.stages.suspecting.LOOKED_AT", 30)
-    monkeypatch.setattr("fomo.stages.suspecting.look_over", lambda run, data, images: counts.append(images) or images)
+    seen = []
+    monkeypatch.setattr("fomo.stages.forecast.LOOKED_AT", 30)
+    monkeypatch.setattr("fomo.stages.suspecting.look_over", lambda run, data, images: seen.append(images) or table)
+    table = fomo.preprocess(anew).images.assign(suggested="")
     fomo.suspects(anew)
-    assert len(counts[0]) == 30
+    assert len(seen[0]) == 30
 
 
 def test_networks_have_their_say_on_the_images_that_are_new_to_them(finished):
