@@ -6,10 +6,8 @@ from fomo.training.logistic import MOST, MOST_TO_CHOOSE
 
 # What a step takes besides the passes of the network, measured on two cores of an AMD EPYC; seconds.
 START = 1.5  # of each training: the network is built, its first steps are slow
-LOOKED_AT, LOOKING = (
-    20_000,
-    0.01,
-)  # the most images that are searched for wrong labels, and what of the minutes it takes
+LOOKED_AT = 20_000  # images at most that are searched for wrong labels
+LOOKING = 0.01  # of the minutes: what that may take, if more than a thousand are
 PAGES = 20.0  # of the notebooks and their pages; two of them are left out where nothing is searched
 SAFETY = 1.08  # what is planned is this much longer than what was timed
 

@@ -20,7 +20,9 @@ from fomo.stages.probing import probe
 
 FOLDS = 5
 FEWEST = 5  # images of a class in the other folds; with fewer, its labels are believed
-DIRECTIONS = 256  # of most variance: a fit takes a tenth of a second in them, and is as good as in all 1280
+DIRECTIONS = (
+    256  # that hold most of the features: a fit takes a tenth of a second in them, and is as good as in all 1280
+)
 SHRINKAGE = 0.1  # of the covariance within classes, towards a multiple of the identity
 NEIGHBOURS = 10
 COLUMNS = ["kind", "rank", "file", "given", "suggested", "why", "row"]
@@ -72,7 +74,8 @@ def look_over(run: Run, data: Preprocessed, images: pd.DataFrame) -> pd.DataFram
         rows.append(("duplicate", image, names[labels[other]], why))
     for image in np.argsort(-mean, kind="stable")[: (mean > third + FAR * (third - first)).sum()]:
         rows.append(("unlike", image, "", f"{mean[image] / usual:.1f} times as far from its nearest images as usual"))
-    table = pd.DataFrame(rows, columns=["kind", "image", "suggested", "why"]).join(images, on="image")
+    table = pd.DataFrame(rows, columns=["kind", "image", "suggested", "why"]).astype({"image": int})
+    table = table.join(images, on="image")
     table["rank"] = table.groupby("kind").cumcount() + 1
     return table.assign(given=names[table["label"].astype(int)])[COLUMNS]
 

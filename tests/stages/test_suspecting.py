@@ -158,6 +158,12 @@ def test_suspects_are_read_from_the_store(spoiled, monkeypatch):
     pd.testing.assert_frame_equal(fomo.suspects(run), table)
 
 
+def test_where_nothing_is_suspect_the_table_is_empty(anew, monkeypatch):
+    monkeypatch.setattr("fomo.stages.suspecting.confident_learning", lambda *_: ([], []))
+    monkeypatch.setattr("fomo.stages.suspecting.FAR", 1e9)
+    assert fomo.suspects(anew).empty
+
+
 def test_of_many_images_some_are_looked_at(anew, monkeypatch):
     seen = []
     monkeypatch.setattr("fomo.stages.forecast.LOOKED_AT", 30)
