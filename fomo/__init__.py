@@ -46,7 +46,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submodules=["evidence", "figures", "results"],
     submod_attrs={
         "artifacts": ["Run"],
-        "data": ["augment", "inspect", "suspects"],
+        "data": ["augment", "inspect"],
         "estimator": ["ImageClassifier"],
         "model": ["load_model"],
         "stages": [
@@ -60,7 +60,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
                 "finetune_best",
                 "extract_features",
             ),
-            *("search_head", "tune_head", "train_head", "train_members", "compose", "evaluate"),
+            *("search_head", "tune_head", "train_head", "train_members", "compose", "evaluate", "suspects"),
             *("FINETUNING_SPACE", "HEAD_SPACE", "beside_report", "gap", "surest"),
         ],
     },

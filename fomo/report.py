@@ -22,6 +22,7 @@ from fomo.stages.preprocessing import preprocess
 from fomo.stages.probing import probe
 from fomo.stages.racing import finetune_best
 from fomo.stages.so_far import evaluate_so_far, keep_best
+from fomo.stages.suspecting import suspects
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("0*.ipynb"))
 SEARCHES = ("03_bayesian_optimization", "04_darts")  # whose notebooks tell of searches
@@ -38,6 +39,7 @@ STAGES = {
     "train_members": train_members,
     "compose": compose,
     "evaluate": evaluate,
+    "suspects": suspects,
 }
 
 

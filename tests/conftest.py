@@ -64,7 +64,9 @@ def finished(dataset, tmp_path_factory) -> Finished:
         patch.setenv("FOMO_RUNS", str(root))
         patch.setenv("FOMO_FIGURES", str(root / "figures"))
         run = toys.tiny_run(dataset)
-        return Finished(run, root, fomo.evaluate(run))
+        evaluation = fomo.evaluate(run)
+        fomo.suspects(run)
+        return Finished(run, root, evaluation)
 
 
 @pytest.fixture

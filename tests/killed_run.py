@@ -23,7 +23,9 @@ def evaluate(writes: int) -> None:
         replace(*paths)
 
     os.replace = replace_or_die
-    fomo.evaluate(toys.tiny_run(Path(sys.argv[1])))
+    run = toys.tiny_run(Path(sys.argv[1]))
+    fomo.evaluate(run)
+    fomo.suspects(run)
 
 
 killed = 0

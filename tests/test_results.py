@@ -112,6 +112,7 @@ def test_run_that_leaves_a_step_out_is_kept_as_well(changes, tmp_path, monkeypat
     monkeypatch.setattr(results, "RESULTS", tmp_path / "kept")
     run = toys.tiny_run(folder, **toys.SHORT | {"final": "validation"} | changes)
     fomo.evaluate(run)
+    fomo.suspects(run)
     kept = results.collect(run)
     assert (kept / "ranking.csv").exists() == (kept / "rules.csv").exists() == (run.config.darts_epochs > 0)
     assert (kept / "trials.csv").exists() == (kept / "race.csv").exists() == (run.config.trials > 0)
@@ -171,6 +172,7 @@ def test_predictions_tell_which_images_are_in_train_too(tmp_path, monkeypatch):
     monkeypatch.setattr(results, "RESULTS", tmp_path)
     run = toys.tiny_run(folder, **toys.SHORT)
     fomo.evaluate(run)
+    fomo.suspects(run)
     table = read_table(results.collect(run) / "predictions.csv")
     assert table.loc[table["in_train"], "file"].tolist() == ["images_test/001.png"]
     assert results.leaked()["in train too"].tolist() == [1]
@@ -196,7 +198,7 @@ def test_measured_shows_ours_beside_the_reports(tmp_path, monkeypatch):
     assert table.loc["skin_cancer-drop", "accuracy, report"] == 0.87
     assert np.isnan(table.loc["own (validation)", "accuracy, report"])
     assert table["search / training"].tolist() == [0.5] * 3
-    assert table["minutes"].tolist() == [17] * 3
+    assert table["minutes"].tolist() == [18] * 3
     assert table["on"].to_dict() == {
         "emotions": "slow one",
         "skin_cancer-drop": "slow one",

@@ -67,6 +67,7 @@ STAGES = (
     fomo.train_members,
     fomo.compose,
     fomo.evaluate,
+    fomo.suspects,
 )
 
 

@@ -13,7 +13,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "dataset": ["Dataset"],
         "datasets": ["load_dataset"],
-        "inspection": ["Inspection", "inspect", "suspects"],
+        "inspection": ["Inspection", "inspect"],
         "batches": ["FeatureBatches", "ImageBatches", "augment", "loader"],
     },
 )

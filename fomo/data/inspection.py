@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from sklearn.neighbors import NearestNeighbors
 
 from fomo.config import some
 from fomo.data.dataset import Dataset
@@ -206,7 +205,7 @@ def place(dataset: Dataset) -> Path:
 
 def near_pairs(images: pd.DataFrame) -> pd.DataFrame:
     """(test, train): rows of `images` whose perceptual hashes differ in at most `NEAR` bits, but whose bytes differ."""
-    known = images[_telling(images["phash"])]
+    known = images[telling(images["phash"])]
     if known.empty:
         return pd.DataFrame({"test": [], "train": []}, dtype=int)
     bits = np.frombuffer(bytes.fromhex("".join(known["phash"])), np.uint64).reshape(len(known), -1)
@@ -224,27 +223,11 @@ def near_pairs(images: pd.DataFrame) -> pd.DataFrame:
 
 def _alike(images: pd.DataFrame) -> pd.DataFrame:
     """The images that share their perceptual hash with one of other bytes."""
-    known = images[_telling(images["phash"])]
+    known = images[telling(images["phash"])]
     return known[known.groupby("phash")["digest"].transform("nunique") > 1].sort_values(["phash", "file"])
 
 
-def _telling(hashes: pd.Series) -> pd.Series:
+def telling(hashes: pd.Series) -> pd.Series:
     """Which perceptual hashes say something: those of flat images, almost all zeros or ones, are all alike."""
     ones = hashes.map(lambda text: int(text, 16).bit_count(), na_action="ignore")
     return ones.between(2 * NEAR, HASH_SIZE**2 - 2 * NEAR, inclusive="neither")
-
-
-def suspects(features: np.ndarray, labels: np.ndarray) -> pd.DataFrame:
-    """Images that may be mislabelled: (row, label, suggested, share), the most suspect first.
-
-    `share` of the nearest neighbours (cosine distance between features (images, features), the image itself left out)
-    carry another label, `suggested`; only where at least 8 of 10 agree on it.
-    """
-    neighbours = min(10, len(labels) - 1)
-    nearest = NearestNeighbors(n_neighbors=neighbours + 1, metric="cosine").fit(features).kneighbors(features)[1]
-    own = np.arange(len(labels))[:, None]
-    others = np.take_along_axis(nearest, np.argsort(nearest == own, axis=1, kind="stable")[:, :neighbours], axis=1)
-    votes = np.apply_along_axis(np.bincount, 1, labels[others], minlength=labels.max() + 1) / neighbours
-    table = pd.DataFrame({"row": own[:, 0], "label": labels, "suggested": votes.argmax(1), "share": votes.max(1)})
-    table = table[(table["suggested"] != table["label"]) & (table["share"] >= 0.8)]
-    return table.sort_values("share", ascending=False, ignore_index=True, kind="stable")

@@ -39,10 +39,15 @@ def look(dataset: Dataset, file: str, ranges: dict) -> dict:
         counts = np.reshape(seen.histogram(), (-1, 256))
         facts["flat"] = int((counts > 0).sum() == len(counts))
         facts["ends"] = float(counts[:, [0, 255]].sum(axis=0).max() / counts.sum())
-        facts["phash"] = str(imagehash.dhash(seen, HASH_SIZE))
+        facts["phash"] = picture_hash(seen)
     except Exception as error:  # a damaged file makes the decoders raise nearly anything
         facts |= {"reason": reason(error), "digest": None, "phash": None}
     return facts
+
+
+def picture_hash(image: Image.Image) -> str:
+    """The perceptual hash of an image: whether it gets brighter from left to right, at `HASH_SIZE`**2 places."""
+    return str(imagehash.dhash(image, HASH_SIZE))
 
 
 def _pages(image: Image.Image) -> int:

@@ -2,8 +2,9 @@
 (`make bench`), whether a run can be trusted (`make torture`). Knows all rooms; only the command line knows it.
 
 searches (all of it, in turn), minutes (fomo beside its peers, at equal minutes), steps (finetunings of so many steps),
-problems (what studies are compared on), finetuning (recipes, cheaper trials), darts_variants, layered and blocks (the
-large head space); bench, bench_memory, bench_pipeline, bench_table; torture, attempts.
+label_errors (wrong labels that are found), problems (what studies are compared on), finetuning (recipes, cheaper
+trials), darts_variants, layered and blocks (the large head space); bench, bench_memory, bench_pipeline, bench_table;
+torture, attempts.
 """
 
 import lazy_loader

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from fomo.artifacts import Run
 from fomo.config import RESULTS
-from fomo.evidence import minutes, steps
+from fomo.evidence import label_errors, minutes, steps
 from fomo.evidence.darts_variants import variants
 from fomo.evidence.finetuning import (
     MEASURED,
@@ -58,6 +58,7 @@ def gather() -> str:
     text += ["cheaper trials", fidelity_summary(fidelities()).round(3)]
     text += ["hopeless trials ended early", pruning(stored("finetuning_trials")).round(4)]
     text += ["finetunings of so many steps, accuracy on test", steps.summary(steps.trainings())]
+    text += ["wrong labels that are found: precision / recall (named)", label_errors.summary(label_errors.found())]
     compared = minutes.compare()
     minutes.draw(compared, rules_run.figures.parent / "minutes.png")
     text += ["at equal minutes, macro F1 on test", minutes.summary(compared)]

@@ -1,8 +1,8 @@
 """The pipeline: a module for each step or a few of them, in order; each reads what the ones before it have stored.
 
 planning (with facts, contest, forecast and rules), preprocessing, probing, finetuning (first point, study),
-racing, features, head_search (DARTS, study, head) with selection, ensemble, final, evaluation with metrics. common is
-what they share. Knows all rooms below but figures.
+racing, features, head_search (DARTS, study, head) with selection, ensemble, final, evaluation with metrics, suspecting
+(wrong labels). common is what they share. Knows all rooms below but figures.
 """
 
 import lazy_loader
@@ -20,6 +20,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "ensemble": ["train_members"],
         "final": ["compose"],
         "evaluation": ["evaluate"],
+        "suspecting": ["suspects"],
         "metrics": ["beside_report", "gap", "surest"],
     },
 )

@@ -43,6 +43,7 @@ STAGES = {
     "10_ensemble": ("9_head", ()),  # whose networks do not depend on how many there are
     "11_final": ("10_ensemble", ("members", "final", "views")),
     "12_evaluation": ("11_final", ("first_epochs", "bootstrap")),
+    "13_suspects": ("11_final", ()),
 }
 
 

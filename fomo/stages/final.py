@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import pandas as pd
 import torch
+from scipy.special import softmax
 from scipy.stats import ttest_1samp
 from torch import nn
 
@@ -21,7 +22,7 @@ from fomo.stages.ensemble import Member, train_members
 from fomo.stages.head_search import search_head
 from fomo.stages.preprocessing import Preprocessed, image_loader, preprocess
 from fomo.stages.probing import probe
-from fomo.storage import load_state, read_json, save_state, write_json
+from fomo.storage import load_state, new_array, read_json, save_state, write_json
 from fomo.training import calibration
 
 HEADS = ("probe", "finetuned", "searched", "both")  # from the simplest on: the network as it comes with a linear
@@ -59,7 +60,10 @@ def compose(run: Run) -> Final:
         stage.save_table("options", pd.concat(tables))
         unlike = {source: calibration.fit_unlike(one).state_dict() for source, one in judged[0][2].items()}
         save_state(stage.path("unlike.pt"), unlike)
-        write_json(stage.path("chosen.json"), choose([worth for _, worth, _ in judged], run.config))
+        write_json(stage.path("chosen.json"), taken := choose([worth for _, worth, _ in judged], run.config))
+        told = np.concatenate([worth[*taken.values()][3] for _, worth, _ in judged if tuple(taken.values()) in worth])
+        with new_array(stage.path("told.npy"), told.shape, np.float64) as store:
+            store[:] = told
         stage.finish()
     of_all, keys = stage.table("options"), ["heads", "views", "adjustment"]
     means = of_all.drop(columns="network").groupby(keys, sort=False, as_index=False).mean()
@@ -76,13 +80,8 @@ def compose(run: Run) -> Final:
     unlike = load_state(stage.path("unlike.pt"), run.device)["probe" if chosen["heads"] == "probe" else "finetuned"]
     heads = {"searched": [search_head(run).head] if run.config.darts_epochs else []}
     heads |= {"probe": [LINEAR], "finetuned": [LINEAR], "both": [*heads["searched"], LINEAR]}
-    return Final(
-        make_model(run, data, networks, heads[chosen["heads"]], temperatures, handicaps, Unlike(**unlike)),
-        options,
-        chosen,
-        decisions,
-        adjustment,
-    )
+    model = make_model(run, data, networks, heads[chosen["heads"]], temperatures, handicaps, Unlike(**unlike))
+    return Final(model, options, chosen, decisions, adjustment)
 
 
 def make_model(
@@ -129,7 +128,7 @@ def better(one: tuple, other: tuple, metric: str) -> bool:
     paired tests with p < 0.05: by the metric that is wanted where that tells them apart, else by the loss, which tells
     options apart with fewer images. An option that was judged on fewer images is compared on those."""
     size = min(len(one[0]), len(other[0]))
-    labels, named, losses = (values[:size] for values in one)
+    labels, named, losses = (values[:size] for values in one[:3])
     others, others_losses = other[1][:size], other[2][:size]
     if metric != "log_loss":
         gain, p = metrics.paired_gain(labels, named, others, metric)
@@ -186,8 +185,8 @@ def view_sets(flip: str, rotation: float) -> list[tuple[int, ...]]:
 
 def judge_options(run: Run, member: Member, *, first: bool) -> tuple[pd.DataFrame, dict, dict]:
     """What each option is worth on the validation images of a network, with each adjustment, a row each; for each
-    option (heads, views) the labels, the classes named and the losses of these images; and the features (images,
-    features) of each backbone. The probe is an option of the `first` network."""
+    option (heads, views) their labels, the classes named, the losses, and what it tells (the row of the pixels, then
+    all probabilities); and the features of each backbone. The probe is an option of the `first` network."""
     pixels, rows, labels = member.data.part("validation")
     sets = all_views(run.config)
     names = [name for name in HEADS if (first or name != "probe") and (member.head or name in HEADS[:2])]
@@ -205,7 +204,8 @@ def judge_options(run: Run, member: Member, *, first: bool) -> tuple[pd.DataFram
                 logits = network.judge([seen[source, number] for number in views]).double().cpu().numpy()
             option, values = {"heads": name, "views": len(views)}, judge(labels, logits)
             scaled = logits / values["temperature"]
-            worth[name, len(views)] = labels, scaled.argmax(1), calibration.losses(labels, scaled)
+            told = np.column_stack([rows, softmax(scaled, axis=1)])
+            worth[name, len(views)] = labels, scaled.argmax(1), calibration.losses(labels, scaled), told
             for adjustment in ADJUSTMENTS:
                 named = (scaled - adjustment * shares).argmax(1)
                 table.append(option | {"adjustment": adjustment} | values | score(labels, named, len(shares)))

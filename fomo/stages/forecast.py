@@ -6,12 +6,14 @@ from fomo.training.logistic import MOST, MOST_TO_CHOOSE
 
 # What a step takes besides the passes of the network, measured on two cores of an AMD EPYC; seconds.
 START = 1.5  # of each training: the network is built, its first steps are slow
+LOOKED_AT = 20_000  # images at most that are searched for wrong labels
+LOOKING = 0.01  # of the minutes: what that may take, if more than a thousand are
 PAGES = 20.0  # of the notebooks and their pages; two of them are left out where nothing is searched
 SAFETY = 1.08  # what is planned is this much longer than what was timed
 
 ORDER = (
     *("preprocess", "probe", "finetune", "optimize_finetuning", "race", "finetune_best", "extract_features"),
-    *("search_head", "tune_head", "train_head", "train_members", "compose", "evaluate", "pages"),
+    *("search_head", "tune_head", "train_head", "train_members", "compose", "evaluate", "suspects", "pages"),
 )
 
 
@@ -46,7 +48,8 @@ def forecast(facts: Facts, config: Config) -> dict[str, float]:
         "compose": 2 + (config.members + 1) * views * validation / forward,
         "evaluate": 4 + (config.members * views * facts.test + facts.test) / forward
         + views * validation / forward + 2e-7 * config.bootstrap * facts.classes**2,
-        "pages": PAGES if facts.test else 0.0,  # a run without test images has none
+        "suspects": suspecting(looked_at(facts.train, config.minutes)) if facts.test else 0.0,
+        "pages": PAGES if facts.test else 0.0,  # a run of `ImageClassifier`, without test images, has neither
     }  # fmt: skip
     if config.darts_epochs:
         alone = 2 * config.alone_epochs  # each trained alone, and the halving
@@ -83,6 +86,19 @@ def member(facts: Facts, config: Config) -> float:
     """The seconds that a further network takes."""
     features = facts.train / facts.pace(config.backbone, config.image_size, "forward") if config.darts_epochs else 0.0
     return START + config.epochs * epoch(facts, config) + features
+
+
+def looked_at(images: int, minutes: float) -> int:
+    """How many of so many images are searched for wrong labels: `LOOKED_AT` at most, with few minutes fewer."""
+    most = LOOKED_AT
+    while minutes and most > 1000 and suspecting(most) > LOOKING * 60 * minutes:
+        most //= 2
+    return min(images, most)
+
+
+def suspecting(images: int) -> float:
+    """The seconds of the search for wrong labels among so many images, of which each is compared with each."""
+    return 1 + 1e-4 * images + 1e-8 * images**2
 
 
 def train_pace(facts: Facts, config: Config, side: int) -> float:

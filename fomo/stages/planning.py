@@ -130,6 +130,12 @@ def budget(run: Run, step: str) -> Callable[[], bool]:
     return lambda: seconds is not None and run.clock.used - begun > LATE * seconds
 
 
+def in_time(run: Run, step: str) -> bool:
+    """Whether there is time for a step, as it was planned, and for those after it."""
+    own = {step: planned_seconds(run).get(step, 0.0)}
+    return run.clock.left > _at_pace(run, own) + reserve(run, step)
+
+
 def pace(run: Run, step: str, name: str, parts: int = 1) -> Callable[[int, int], int] | None:
     """The `pace` of one of the trainings (`parts` of them) that a step consists of: `LATE` times what was planned."""
     begun, seconds = run.clock.used, planned_seconds(run).get(step, 0.0) / parts
@@ -173,7 +179,7 @@ def another(run: Run, number: int, *, pays: bool) -> bool:
 
     def fits() -> bool:
         own = replace(run.config, members=number, epochs=run.clock.decisions["epochs"])
-        facts, later = load_facts(run), ("compose", "evaluate", "pages")
+        facts, later = load_facts(run), ("compose", "evaluate", "suspects", "pages")
         seconds, each = forecast(facts, own), member(facts, own)
         left = run.clock.left - _at_pace(run, {name: seconds[name] for name in later})
         return pays and number <= rules.MOST_MEMBERS and left > LEAST * each * run.clock.slowness

@@ -231,6 +231,7 @@ def steps(config: Config, seconds: dict[str, float] | None = None) -> pd.DataFra
         "train_members": _many(config.members - 1, "further network") * (config.members > 1),
         "compose": "of all these, what is best on validation",
         "evaluate": "the test images, once",
+        "suspects": "train images whose labels are perhaps wrong",
         "pages": "notebooks and pages",
     }
     rows = [{"step": name, "minutes": (seconds or {}).get(name, np.nan) / 60, "why": why[name]} for name in ORDER]

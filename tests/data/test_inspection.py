@@ -11,7 +11,7 @@ import fomo
 from fomo.__main__ import main
 from fomo.config import UserError
 from fomo.data.datasets import Folder, load_dataset
-from fomo.data.inspection import digests, leaks, suspects
+from fomo.data.inspection import digests, leaks
 
 
 def photograph(seed: int) -> Image.Image:
@@ -328,42 +328,6 @@ def test_images_that_are_missing_are_no_leak(folder):
     (folder / "images_train" / "0.png").unlink()
     (folder / "images_test" / "0.png").unlink()
     assert leaks(digests(load_dataset(folder))).empty
-
-
-# ---- suspects
-
-
-def clusters(count=60):
-    rng = np.random.default_rng(0)
-    labels = np.arange(count) % 3
-    return np.eye(3)[labels] * 5 + rng.normal(0, 0.3, (count, 3)), labels
-
-
-def test_planted_mislabels_are_found_and_nothing_else():
-    features, labels = clusters()
-    given = labels.copy()
-    given[[4, 17, 30]] = [2, 0, 1]
-    table = suspects(features, given)
-    assert sorted(table["row"]) == [4, 17, 30]
-    assert table.set_index("row").loc[[4, 17, 30], "suggested"].tolist() == labels[[4, 17, 30]].tolist()
-    assert table["share"].is_monotonic_decreasing
-
-
-def test_clean_labels_have_no_suspects():
-    assert suspects(*clusters()).empty
-
-
-def test_image_does_not_vouch_for_its_own_label_beside_its_copies():
-    features, labels = clusters()
-    features[:30:3] = features[0]
-    labels = labels.copy()
-    labels[0] = 1
-    assert suspects(features, labels)["row"].tolist() == [0]
-
-
-@pytest.mark.parametrize("count", [3, 10, 11])
-def test_few_images_have_suspects_or_none_but_no_error(count):
-    assert suspects(*clusters(count)).empty
 
 
 # ---- the command

@@ -26,6 +26,7 @@ def limited(dataset, tmp_path_factory):
         patch.setattr("fomo.stages.rules.MOST_MEMBERS", 2)
         run = fomo.Run(dataset, minutes=2, **TINY)
         fomo.evaluate(run)
+        fomo.suspects(run)
         return run
 
 
@@ -70,6 +71,7 @@ def test_plan_of_other_images_is_refused_with_what_has_changed(limited, monkeypa
 def test_run_by_a_stored_plan_ends_with_the_same_metrics(limited):
     again = fomo.Run(limited.config.dataset, plan=limited.folder / "plan.json")
     fomo.evaluate(again)
+    fomo.suspects(again)
     assert again.folder != limited.folder
     for name in STAGES:
         tables = [path.name for path in (limited.folder / name).glob("*.csv")]
