@@ -205,7 +205,8 @@ class Sums:
     def __init__(self, classes: list[str]):
         self.classes = classes
 
-    def _columns(self) -> list[str]:
+    @property
+    def columns(self) -> list[str]:
         return self.classes
 
     def predict(self, images: list) -> pd.DataFrame:

@@ -20,9 +20,7 @@ from fomo.stages.probing import probe
 
 FOLDS = 5
 FEWEST = 5  # images of a class in the other folds; with fewer, its labels are believed
-DIRECTIONS = (
-    256  # that hold most of the features: a fit takes a tenth of a second in them, and is as good as in all 1280
-)
+DIRECTIONS = 256  # that hold most of the features: a fit in them takes a tenth of a second, and is as good as in all
 SHRINKAGE = 0.1  # of the covariance within classes, towards a multiple of the identity
 NEIGHBOURS = 10
 COLUMNS = ["kind", "rank", "file", "given", "suggested", "why", "row"]
