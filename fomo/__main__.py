@@ -148,7 +148,7 @@ def _missing_right(path: Path) -> list[str]:
 
 def _predict(given: argparse.Namespace) -> int:
     """Writes what a model predicts; returns the exit status."""
-    gc.disable()  # it would go through all that torch brings again and again: a fifth of the time until it begins
+    gc.disable()  # it would go through all that torch brings again and again: a third of the time until it begins
     from fomo.predictions import write_predictions
     from fomo.storage import atomic
 
