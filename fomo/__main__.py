@@ -5,6 +5,7 @@ What a command needs is imported when it begins, so that help and refusals come 
 
 import argparse
 import errno
+import gc
 import os
 import sys
 import time
@@ -148,9 +149,12 @@ def _missing_right(path: Path) -> list[str]:
 
 def _predict(given: argparse.Namespace) -> int:
     """Writes what a model predicts; returns the exit status."""
+    gc.disable()  # it would go through all that torch brings again and again: a third of the time until it begins
     from fomo.predictions import explain, write_predictions
     from fomo.storage import atomic
 
+    gc.freeze()
+    gc.enable()
     model, options = fomo.load_model(given.model), {"top": given.top, "threshold": given.threshold}
     if given.to:
         with atomic(given.to) as path, path.open("w", errors="surrogateescape") as file:

@@ -24,7 +24,9 @@ from fomo.stages.planning import plan
 from fomo.stages.preprocessing import preprocess
 from fomo.storage import read_json, read_table, write_bytes
 
-PLACES = dict(zip(ORDER, [1, 2, 3, 4, "race", 5, 6, 7, 8, 9, 10, 11, 12, 13, "pages"], strict=True))  # of steps' folders
+PLACES = dict(
+    zip(ORDER, [1, 2, 3, 4, "race", 5, 6, 7, 8, 9, 10, 11, 12, 13, "pages"], strict=True)
+)  # of steps' folders
 TYPES = {"accuracy": "accuracy", "macro F1": "f1", "macro precision": "precision", "macro recall": "recall"}
 PLAIN = ("train images", "test images", "classes", "sizes", "modes")  # findings that are no faults
 WIDE = 0.03  # half of an interval from which on there are few test images
@@ -133,8 +135,7 @@ def _tables(run: Run, data, result: Evaluation | None, findings: pd.DataFrame, m
         wrong = result.confusion.stack().reset_index().set_axis(["it is", "taken for", "images"], axis=1)
         wrong = wrong[(wrong["it is"] != wrong["taken for"]) & (wrong["images"] > 0)]
         tables["confusions"] = wrong.nlargest(10, "images")
-    for path in run.folder.glob("*suspects/suspects.csv"):
-        tables["suspects"] = read_table(path).head(FEW)
+    tables["suspects"] = stored("13_suspects", "suspects").drop(columns="row", errors="ignore").head(FEW)
     return {name: table for name, table in tables.items() if len(table)}
 
 

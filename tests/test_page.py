@@ -99,9 +99,8 @@ def test_pictures_older_than_the_evaluation_are_another_runs(copied):
 
 
 def test_suspects_are_shown_where_the_run_has_them(copied):
-    folder = copied.folder / "6_suspects"
-    folder.mkdir()
-    (folder / "suspects.csv").write_text("file,label,suggested\na.png,top,bottom\n")
+    table = "kind,rank,file,given,suggested,why,row\nlabel,1,a.png,top,bottom,top 3%,0\n"
+    (copied.folder / "13_suspects" / "suspects.csv").write_text(table)
     text, page, _, _ = written(copied)
     assert "suspects" in page.ids
     assert "a.png" in text

@@ -98,7 +98,7 @@ class ImageBatches(torch.utils.data.Dataset):
         if self.generator is not None:
             side = round(self.scale * images.shape[-1])
             images = augment(images, self.rotation, self.generator, self.zoom, side, self.flip)
-        return (images - self.mean) / self.std, self.labels[numbers]  # a grey image becomes three equal channels
+        return (images - self.mean).div_(self.std), self.labels[numbers]  # a grey image becomes three equal channels
 
 
 class FeatureBatches(torch.utils.data.Dataset):

@@ -2,6 +2,7 @@
 
 import errno
 import gzip
+import stat
 from functools import lru_cache
 from pathlib import Path
 
@@ -25,14 +26,15 @@ class Folder:
     def stamp(self, file: str) -> str:
         """What changes when the file does: its size and its time; nothing if it is missing."""
         try:
-            stat = (self.path / file).stat()
+            facts = (self.path / file).stat()
         except OSError:
             return ""
-        return f"{stat.st_size} {stat.st_mtime_ns}"
+        return f"{facts.st_size} {facts.st_mtime_ns}"
 
     def _path(self, file: str) -> Path:
         path = self.path / file
-        if path.is_fifo() or path.is_socket() or path.is_char_device():  # reading one would never end
+        mode = path.stat().st_mode
+        if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or stat.S_ISCHR(mode):  # reading one would never end
             raise OSError(errno.EINVAL, "not a file", str(path))
         return path
 

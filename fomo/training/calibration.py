@@ -3,6 +3,7 @@ an image has to be to stand out."""
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 from sklearn.model_selection import KFold
@@ -10,7 +11,7 @@ from sklearn.utils.extmath import randomized_svd
 
 from fomo.networks.unlike import Unlike, outside
 
-AXES = 64  # of the features of validation images, that others are compared along; of few images or features, a quarter
+AXES = 64  # that features are compared along; a quarter of the images, or of the features, where these are few
 FITTED = 2000  # images at most that they are found by
 
 
@@ -34,15 +35,15 @@ def fit_temperature(labels: np.ndarray, logits: np.ndarray) -> float:
 def fit_unlike(features: torch.Tensor) -> Unlike:
     """The `Unlike` of the network whose features of the validation images (images, features) these are, at least two.
     The level of each is taken by axes that it had no part in: five times of four fifths of the images."""
-    images = np.random.default_rng(0).permutation(features.cpu().numpy())[:FITTED]
+    images = np.random.default_rng(0).permutation(F.normalize(features.cpu()))[:FITTED]
     levels = np.empty(len(images), np.float32)
     for rest, part in KFold(min(5, len(images))).split(images):
         levels[part] = outside(torch.from_numpy(images[part]), *_axes(images[rest]))
     return Unlike(*_axes(images), torch.from_numpy(levels).sort().values)
 
 
-def _axes(features: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """The mean of features (images, features), and the axes (axes, features) along which they differ most."""
-    count, mean = min(AXES, -(-min(features.shape) // 4)), features.mean(0)
-    axes = randomized_svd(features - mean, count, n_iter=2, random_state=0)[2]
+def _axes(directions: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """The mean of directions (images, features), and the axes (axes, features) along which they differ most."""
+    count, mean = min(AXES, -(-min(directions.shape) // 4)), directions.mean(0)
+    axes = randomized_svd(directions - mean, count, n_iter=2, random_state=0)[2]
     return torch.from_numpy(mean), torch.from_numpy(axes)
