@@ -47,6 +47,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "artifacts": ["Run"],
         "data": ["augment", "inspect", "suspects"],
+        "exporting": ["export"],
         "model": ["load_model"],
         "stages": [
             *(

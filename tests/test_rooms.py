@@ -30,6 +30,7 @@ ALLOWED = {  # what each room may import besides itself, from the bottom
     "training": {"networks", "data"} | LOWEST,
     "model": {"networks", "data"} | LOWEST,
 }
+ALLOWED["exporting"] = ALLOWED["model"] | {"model"}
 ALLOWED["stages"] = set(ALLOWED) - {"figures"}
 ALLOWED["pages"] = LOWEST
 ALLOWED["results"] = ALLOWED["stages"] | {"stages"}
