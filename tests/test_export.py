@@ -63,6 +63,22 @@ def test_pixels_are_those_of_pillow_to_the_last_bit(fit, at_once):
 # ---- the files
 
 
+def test_several_networks_views_heads_and_handicaps_are_in_the_file_and_16_bits_are_mapped_before(tmp_path):
+    parts = {"views": (0, 1, 4, 5), "temperatures": (0.5, 2.5), "handicaps": (-3.0, 0.0, -0.1)}
+    model = build([HEADS[0], LINEAR], **parts, fit="squish", ranges={"uint16": [100.0, 50000.0]})
+    model.save(tmp_path / "model.safetensors")
+    paths = [tmp_path / f"{number}.png" for number in range(6)]
+    for number, path in enumerate(paths):
+        values = np.random.default_rng(number).integers(0, 2**16, (30, 20 + number), dtype=np.uint16)
+        Image.fromarray(values).save(path)
+    (tmp_path / "text.png").write_text("no image")
+    table = fomo.export(tmp_path / "model.safetensors", "torch", tmp_path)
+    assert table["images"].item() == len(paths)
+    assert table["largest_difference"].item() < 1e-5
+    named = model.predict(paths)
+    assert (named["class"] != named[model.classes].idxmax(axis=1)).any()  # by the handicaps
+
+
 @pytest.fixture(scope="module")
 def files(finished, tmp_path_factory):
     """The toy run's model in both formats, the tables that tell how equal they are, and the model itself."""
@@ -119,22 +135,6 @@ def test_files_predict_the_same_without_fomo_images_of_any_size_and_number(files
             table = model.predict(list(batch))
             assert np.allclose(probabilities, table[model.classes], atol=1e-5)
             assert [model.classes[number] for number in named] == table["class"].tolist()
-
-
-def test_several_networks_views_heads_and_handicaps_are_in_the_file_and_16_bits_are_mapped_before(tmp_path):
-    parts = {"views": (0, 1, 4, 5), "temperatures": (0.5, 2.5), "handicaps": (-3.0, 0.0, -0.1)}
-    model = build([HEADS[0], LINEAR], **parts, fit="pad", ranges={"uint16": [100.0, 50000.0]})
-    model.save(tmp_path / "model.safetensors")
-    paths = [tmp_path / f"{number}.png" for number in range(6)]
-    for number, path in enumerate(paths):
-        values = np.random.default_rng(number).integers(0, 2**16, (30, 20 + number), dtype=np.uint16)
-        Image.fromarray(values).save(path)
-    (tmp_path / "text.png").write_text("no image")
-    table = fomo.export(tmp_path / "model.safetensors", "torch", tmp_path)
-    assert table["images"].item() == len(paths)
-    assert table["largest_difference"].item() < 1e-5
-    named = model.predict(paths)
-    assert (named["class"] != named[model.classes].idxmax(axis=1)).any()  # by the handicaps
 
 
 def test_example_of_the_readme_runs(files, monkeypatch, capsys):
