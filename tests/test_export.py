@@ -17,7 +17,7 @@ import fomo
 from fomo import exporting, load_model
 from fomo.__main__ import main
 from fomo.config import UserError
-from fomo.data.images import to_pixels
+from fomo.data.images import as_seen, to_pixels
 from fomo.networks.heads import HEADS, LINEAR
 
 SHAPES = [(24, 24), (1, 1), (3, 200), (200, 3), (90, 41), (32, 32)]
@@ -76,6 +76,13 @@ def test_several_networks_views_heads_and_handicaps_are_in_the_file_and_16_bits_
     assert table["images"].item() == len(paths)
     assert table["largest_difference"].item() < 1e-5
     named = model.predict(paths)
+    module = torch.export.load(tmp_path / "model.pt2").module()
+    for path, (_, row) in zip(paths, named.iterrows(), strict=True):
+        with Image.open(path) as image:
+            seen = np.array(as_seen(image, model.ranges).convert("RGB"))
+        probabilities, (number,) = module(torch.from_numpy(seen)[None])
+        assert np.allclose(probabilities, row[model.classes].to_numpy(float), atol=1e-5)
+        assert model.classes[number] == row["class"]
     assert (named["class"] != named[model.classes].idxmax(axis=1)).any()  # by the handicaps
 
 
