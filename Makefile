@@ -22,12 +22,13 @@ ON_LEAK ?=
 ON_RARE ?=
 COLUMNS ?=
 MODEL ?=
+TO ?= onnx
 IMAGES ?=
 
 # What a variable holds reaches Python as it is: the shell looks it up in the environment, and reads nothing in it. On the
 # command line make itself reads $, which is therefore written $$ there.
 VARIABLES := DATASET PRESET MINUTES METRIC PLAN SEED BACKBONE WEIGHTS IMAGE_SIZE ON_BAD ON_LEAK ON_RARE COLUMNS MODEL IMAGES \
-	PYTHON
+	TO PYTHON
 export $(VARIABLES)
 
 # A mistyped variable (make report DATSET=flowers) would otherwise be ignored in silence.
@@ -37,12 +38,12 @@ ifneq ($(strip $(UNKNOWN)),)
 $(error unknown variable $(strip $(UNKNOWN)); choose from $(VARIABLES))
 endif
 
-.PHONY: help report results inspect predict networks test page-test bench evidence torture notebooks lab clean
+.PHONY: help report results inspect predict export networks test page-test bench evidence torture notebooks lab clean
 
 help:  ## this list
 	@echo "fomo: finetune, optimise, search"
 	@sed -n 's/^\([a-z-]*\):.*##/  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
-	@echo "  variables     DATASET (a name, a folder, an archive, a table), MINUTES, METRIC (macro_f1, accuracy, log_loss), PRESET (auto, quick, report), PLAN, SEED, BACKBONE, WEIGHTS, IMAGE_SIZE, ON_BAD, ON_LEAK, ON_RARE, COLUMNS, MODEL, IMAGES"
+	@echo "  variables     DATASET (a name, a folder, an archive, a table), MINUTES, METRIC (macro_f1, accuracy, log_loss), PRESET (auto, quick, report), PLAN, SEED, BACKBONE, WEIGHTS, IMAGE_SIZE, ON_BAD, ON_LEAK, ON_RARE, COLUMNS; MODEL, IMAGES, TO (onnx, torch)"
 
 RUN = --dataset="$$DATASET" --preset="$$PRESET" --minutes="$$MINUTES" --metric="$$METRIC" --plan="$$PLAN" --seed="$$SEED" \
 	--backbone="$$BACKBONE" --weights="$$WEIGHTS" --image-size="$$IMAGE_SIZE" --on-bad="$$ON_BAD" --on-leak="$$ON_LEAK" \
@@ -69,6 +70,9 @@ inspect: $(VENV)/installed  ## what is in a data set, and what is wrong with it;
 # The words of IMAGES reach Python one by one, patterns as they are.
 predict: $(VENV)/installed  ## what a model says of images, as csv; make predict MODEL=model.safetensors IMAGES="photos boot.png"
 	@set -f; $(BIN)/python -m fomo predict -- "$$MODEL" $$IMAGES
+
+export: $(VENV)/installed  ## a model in one file that needs no fomo; make export MODEL=path/to/model.safetensors TO=onnx
+	@$(BIN)/python -m fomo export --to="$$TO" --images="$$IMAGES" -- "$$MODEL"
 
 networks: $(VENV)/installed  ## downloads three networks that plans then try, too; once, with the internet
 	@$(BIN)/python -m fomo networks

@@ -48,6 +48,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "artifacts": ["Run"],
         "data": ["augment", "inspect"],
         "estimator": ["ImageClassifier"],
+        "exporting": ["export"],
         "model": ["load_model"],
         "stages": [
             *(

@@ -67,6 +67,10 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument(
         "--image-size", type=int, default=128, help="in pixels, of the loading and the feature extraction"
     )
+    command = commands.add_parser("export", help="a model as one file for other programs, compared with fomo before")
+    command.add_argument("model", help="the model.safetensors of a run")
+    command.add_argument("--to", default="onnx", help="onnx (as it comes), torch (for torch.export)")
+    command.add_argument("--images", help="a folder, to compare on; as it comes, test images of the model's run")
     commands.add_parser("networks", help="downloads networks that plans then try, too; once, 235 MB")
     commands.add_parser("evidence", help="what the searches are worth, with many seeds; hours")
     commands.add_parser("torture", help="whether runs that are disturbed at random moments end right; half an hour")
@@ -89,6 +93,8 @@ def main(arguments: list[str] | None = None) -> int:
             from fomo.evidence import bench_table
 
             print(bench_table.gather(given.dataset, given.image_size))
+        elif given.command == "export":
+            print(fomo.export(given.model, given.to, given.images or None).to_string(index=False))
         elif given.command == "networks":
             from fomo.networks.weights import ONLINE, imagenet_weights
 

@@ -24,9 +24,7 @@ from fomo.stages.planning import plan
 from fomo.stages.preprocessing import preprocess
 from fomo.storage import read_json, read_table, write_bytes
 
-PLACES = dict(
-    zip(ORDER, [1, 2, 3, 4, "race", 5, 6, 7, 8, 9, 10, 11, 12, 13, "pages"], strict=True)
-)  # of steps' folders
+PLACES = dict(zip(ORDER, [1, 2, 3, 4, "race", *range(5, 14), "pages"], strict=True))  # the numbers of steps' folders
 TYPES = {"accuracy": "accuracy", "macro F1": "f1", "macro precision": "precision", "macro recall": "recall"}
 PLAIN = ("train images", "test images", "classes", "sizes", "modes")  # findings that are no faults
 WIDE = 0.03  # half of an interval from which on there are few test images

@@ -46,10 +46,13 @@ def folder(finished, dataset, tmp_path, monkeypatch):
 
 def test_there_are_as_many_examples_as_a_reader_finds():
     assert TEXT.count("```") == 2 * len(EXAMPLES)
-    assert len(EXAMPLES) == 4
+    assert len(EXAMPLES) == 5
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=["predict", "scikit-learn", "study on Dask", "trials on processes"])
+WITH_FOMO = [example for example in EXAMPLES if "fomo" in example]  # test_export.py runs the other one
+
+
+@pytest.mark.parametrize("example", WITH_FOMO, ids=["predict", "scikit-learn", "study on Dask", "trials on processes"])
 def test_example_runs(folder, example, capsys):
     names = {"__name__": "__main__"}
     exec(compile(example, "example", "exec"), names)

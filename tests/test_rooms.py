@@ -32,7 +32,8 @@ ALLOWED = {  # what each room may import besides itself, from the bottom
     "model": {"model_file", "networks", "data"} | LOWEST,
     "predictions": {"model", "data", "figures"} | LOWEST,
 }
-ALLOWED["stages"] = set(ALLOWED) - {"figures", "predictions"}
+ALLOWED["exporting"] = ALLOWED["model"] | {"model"}
+ALLOWED["stages"] = set(ALLOWED) - {"figures", "predictions", "exporting"}
 ALLOWED["pages"] = LOWEST
 ALLOWED["estimator"] = ALLOWED["stages"] | {"stages"}
 ALLOWED["results"] = ALLOWED["stages"] | {"stages"}

@@ -23,6 +23,7 @@ from fomo.data.tables import HIDDEN, first_line, read_classes, read_split
 from fomo.data.tree import Tree
 from fomo.paths import runs_folder
 
+RECORD = "dataset.json"  # in the folder of a run: what `load_dataset` is to be given
 TEST_SHARE = 0.2  # of a data set without a test split; cut with seed 0 whatever the run's, so that runs compare
 FASHION_FILES = (  # where Debian's package and torchvision put the original files
     Path("/usr/share/datasets/fashion-mnist"),

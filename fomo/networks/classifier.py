@@ -71,10 +71,14 @@ class FinalClassifier(nn.Module):
         unlike = self.unlike(seen[0][0]) if self.unlike else images.new_full([len(images)], torch.nan)
         return average(logits, self.temperatures), unlike
 
+    def name(self, logits: torch.Tensor) -> torch.Tensor:
+        """The class to name (batch) by log-probabilities (batch, classes): the most probable but for the handicaps."""
+        return (logits - torch.tensor(self.handicaps).to(logits)).argmax(1)
+
     def decide(self, logits: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """The class to name (batch) by log-probabilities (batch, classes), which is the most probable one but for the
-        handicaps, and the confidence, which is its probability (batch)."""
-        named = (logits - torch.tensor(self.handicaps).to(logits)).argmax(1)
+        """The class to `name` (batch) by log-probabilities (batch, classes), and the confidence, which is its
+        probability (batch)."""
+        named = self.name(logits)
         return named.cpu().numpy(), logits.softmax(1).gather(1, named[:, None]).squeeze(1).cpu().numpy()
 
 

@@ -12,6 +12,7 @@ from fomo.artifacts import Run, Stage
 from fomo.config import Config, UserError, some
 from fomo.data.batches import ImageBatches, loader
 from fomo.data.dataset import Dataset, check_classes, rare_classes, without
+from fomo.data.datasets import RECORD
 from fomo.data.division import divide, sample
 from fomo.data.images import store_pixels
 from fomo.data.inspection import digests, leaks
@@ -87,6 +88,8 @@ def preprocess(run: Run) -> Preprocessed:
         notes = [*dataset.notes, *found.notes(), *notes, *_notes(dataset, images, unreadable, leaked, seen, run.config)]
         if len(missing):
             notes.append(f"{len(missing)} test images cannot be read, left out: {some(list(missing['file']))}")
+        config = run.config
+        write_json(run.folder / RECORD, {"name": config.dataset, "columns": config.columns, "on_rare": config.on_rare})
         write_json(stage.path("survey.json"), asdict(found))
         stage.save_table("files", dataset.listed("train"))
         stage.save_table("images", images)
