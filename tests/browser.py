@@ -94,6 +94,7 @@ def look(tab: Tab, page: Path, size: tuple[int, int], scheme: str) -> list[str]:
     wrong += [f"{seen['wide']} pixels wider than its window"] if seen["wide"] > 0 else []
     if shots := os.environ.get("SHOTS"):
         shot = tab.call("Page.captureScreenshot", format="png")["data"]
+        Path(shots).mkdir(parents=True, exist_ok=True)
         (Path(shots) / f"{page.parent.name}-{width}-{scheme}.png").write_bytes(base64.b64decode(shot))
     return [f"{page} at {width} x {height}, {scheme}: {text}" for text in wrong]
 
