@@ -133,7 +133,7 @@ def test_unreadable_images_are_named(fitted, own, tmp_path):
     own[0][3].write_bytes(own[0][3].read_bytes()[:60])
     refused = tiny(folder=tmp_path / "kept")
     for ask in (lambda: refused.fit(*own), lambda: fitted.predict(own[0]), lambda: fitted.predict_proba(own[0])):
-        with pytest.raises(UserError, match=rf"cannot read 1 of the images in X: {own[0][3]} \(.+\); repair them"):
+        with pytest.raises(UserError, match=r"cannot read 1 of the images in X: .+003.png \(.+\); repair them"):
             ask()
     held = [*own[0][:3], Image.open(own[0][3]), *own[0][4:]]
     with pytest.raises(UserError, match=r"cannot read 1 of the images in X: 3 \(OSError: image file is truncated"):

@@ -52,7 +52,7 @@ def unrolled(supernet: nn.Module, x_train, y_train, x_val, y_val, *, xi: float) 
     Its gradient is the second-order one of eq. 7, exactly: autograd goes through the step, where the paper takes a
     finite difference (eq. 8).
     """
-    weights = {name: weight for name, weight in supernet.named_parameters() if name not in supernet.alphas}
+    weights = {name: weight for name, weight in supernet.named_parameters() if name != "alpha"}
     loss = F.cross_entropy(supernet(x_train), y_train)
     gradients = torch.autograd.grad(loss, weights.values(), create_graph=True, allow_unused=True)
     stepped = {

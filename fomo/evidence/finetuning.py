@@ -1,10 +1,8 @@
-"""What recipes of finetuning bring, on the embedded sample and on Skin Cancer, and what cheaper trials are worth; kept
-in tables."""
+"""What recipes of finetuning bring on the embedded sample, and what cheaper trials are worth; kept in tables."""
 
 import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
 
@@ -15,11 +13,7 @@ from tqdm import tqdm
 
 from fomo.artifacts import Run
 from fomo.config import RESULTS
-from fomo.networks.classifier import Network
-from fomo.networks.inference import predict
 from fomo.stages.common import outcome
-from fomo.stages.ensemble import SEEDS
-from fomo.stages.final import judge, score, view_sets
 from fomo.stages.finetuning import (
     FINETUNING_FIRST,
     FINETUNING_SPACE,
@@ -27,8 +21,8 @@ from fomo.stages.finetuning import (
     fit_images,
     untrained,
 )
-from fomo.stages.preprocessing import image_loader, preprocess
-from fomo.storage import read_json, read_table, write_table
+from fomo.stages.preprocessing import preprocess
+from fomo.storage import read_table, write_table
 from fomo.study.study import Study, medians
 from fomo.study.trials import run_trial
 
@@ -37,7 +31,7 @@ MEASURED = {  # what all runs on the sample have in common, on top of preset `qu
     **{"averaging": 0.0, "keep": "loss", "probe_start": False, "plain": False, "trial_share": 1.0, "trial_size": 0},
     "head_images": 0,
 }
-RECIPES = {  # each a change to the first; "all" is those above it at once, "best" what the preset took of them
+RECIPES = {  # each a change to the first; "all" is those above it at once, "best" what `auto` took of them
     "plain": {},
     "whole image": {"crop": 1.0},
     "cosine": {"schedule": "cosine"},
@@ -89,62 +83,12 @@ def recipe_summary(table: pd.DataFrame, first: str) -> pd.DataFrame:
     return pd.DataFrame(columns).sort_values("loss")
 
 
-BEST = {  # the recipe that the networks of data/results/skin_cancer were trained by, on top of preset `report`
-    **{"backbone": "tf_efficientnet_lite0", "image_size": 192, "crop": 1.0, "validation_share": 0.1, "epochs": 12},
-    **{"rotation": 180.0, "zoom": 0.5, "train_scale": 5 / 6, "schedule": "cosine", "averaging": 0.99},
-    "keep": "accuracy",
-}
-SKIN_CANCER = {  # each a change to `BEST`, or to the configuration that its study found there with seed 0
-    "best": {},
-    "trained at 192 px, judged at 224": {"image_size": 224, "train_scale": 6 / 7},
-    "trained at 192 px": {"train_scale": 1.0},
-    "cut-outs of at most 30%": {"zoom": 0.3},
-    "label smoothing": {"label_smoothing": 0.1},
-    "8 epochs": {"epochs": 8},
-    "batches of 32, less learning rate": {"batch_size": 32, "lr": 4e-4},
-    "half the learning rate": {"lr": 3e-4},
-    "adam": {"optimizer": "adam", "lr": 6e-4},
-    "all stages": {"layer": 1},
-}
-
-
-def skin_cancer_recipes() -> pd.DataFrame:
-    """Each of `SKIN_CANCER` on the divisions of three of the networks of such a run, trained as those are: a row
-    each, with accuracy, macro F1 and calibrated loss of its linear layer on the eight views of the validation images.
-    Stored as data/results/skin_cancer_recipes.csv, row by row; hours on a processor, half an hour on a GPU."""
-    keys = [{"recipe": recipe, "seed": SEEDS * number} for number in range(3) for recipe in SKIN_CANCER]
-    return _in_turn("skin_cancer_recipes", train_on_skin_cancer, keys, lambda recipe, **_: preprocess(skin_run(recipe)))
-
-
-def train_on_skin_cancer(recipe: str, seed: int) -> dict:
-    """What a network trained by the recipe, on the division of that seed, is worth there, and its seconds."""
-    run = skin_run(recipe)
-    data = preprocess(run).divided(run.config.validation_share, seed)
-    run.config = replace(run.config, seed=seed)
-    classifier = untrained(run, data)
-    found = read_json(RESULTS / "skin_cancer" / "config.json")["found"]["finetuning"]
-    changes = {name: value for name, value in SKIN_CANCER[recipe].items() if name in found}
-    history = fit_images(run, data, classifier, found | changes, run.config.epochs)
-    network = Network(classifier.backbone, [classifier.head], view_sets(run.config.flip, run.config.rotation)[-1])
-    logits, labels = predict(network, image_loader(run, data.part("validation"), classifier.backbone), run.device)
-    worth = judge(labels.numpy(), logits.double().numpy())
-    named = score(labels.numpy(), logits.argmax(1).numpy(), len(data.dataset.classes))
-    return {"validation_loss": worth["validation_loss"]} | named | {"seconds": history.attrs["seconds"]}
-
-
-def skin_run(recipe: str) -> Run:
-    """A run by `BEST` on Skin Cancer whose images are prepared as the recipe says."""
-    settings = {name: value for name, value in SKIN_CANCER[recipe].items() if name not in FINETUNING_SPACE}
-    size = settings.get("image_size", "best")
-    return Run("skin_cancer", "report", name=f"recipes-{size}", **BEST | settings)
-
-
 FIDELITIES = {
     "full": {},
     "a quarter of the images": {"trial_share": 0.25},
     "half the side": {"trial_size": 32},
     "both": {"trial_share": 0.25, "trial_size": 32},
-    "half the images, half the side": {"trial_share": 0.5, "trial_size": 32},  # as on skin_cancer
+    "half the images, half the side": {"trial_share": 0.5, "trial_size": 32},
 }
 
 

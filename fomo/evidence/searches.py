@@ -21,9 +21,7 @@ from fomo.evidence.finetuning import (
     pruning,
     recipe_summary,
     recipes,
-    skin_cancer_recipes,
 )
-from fomo.evidence.layered import search_layered
 from fomo.evidence.problems import CONTESTANTS, EVALUATIONS, PROBLEMS, problem
 from fomo.networks.heads import HEADS
 from fomo.stages.features import extract_features
@@ -42,19 +40,18 @@ def stored(name: str) -> pd.DataFrame:
 
 
 def gather() -> str:
-    """All evidence, on the embedded sample but for one table; goes on after what is stored. Returns it as text."""
+    """All evidence; goes on after what is stored. Returns it as text."""
     RESULTS.mkdir(exist_ok=True)
     record(Run("fashion_sample", "quick", name="evidence", **MEASURED))
     table = contest()
     rules_run = Run("fashion_sample", "quick", name="evidence", **MEASURED | {"head_seeds": 5})
-    rules, layered = heads(rules_run)
+    rules = search_head(rules_run).rules
+    write_table(RESULTS / "head_rules.csv", rules)
     text = [f"median simple regret after {EVALUATIONS} evaluations [quartiles], {len(SEEDS)} seeds", summary(table)]
     text += ["rules that choose among the 37 heads", rules.set_index("rule").round(4)]
     text += ["DARTS in other ways", variants(rules_run).set_index("search").round(4)]
-    text += ["heads found in the large space, trained alone", layered.drop(columns="seconds").round(4)]
     text += ["mean of the best heads of a bank", ensembles(rules_run).round(4)]
     text += ["finetuning in other ways, validation", recipe_summary(recipes(), "plain").round(4)]
-    text += ["... on Skin Cancer", recipe_summary(skin_cancer_recipes(), "best").round(4)]
     text += ["cheaper trials", fidelity_summary(fidelities()).round(3)]
     text += ["hopeless trials ended early", pruning(stored("finetuning_trials")).round(4)]
     text += ["finetunings of so many steps, accuracy on test", steps.summary(steps.trainings())]
@@ -117,18 +114,6 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     text = last.quantile([0.25, 0.5, 0.75]).unstack().map("{:.3g}".format)
     text = text[0.5] + " [" + text[0.25] + ", " + text[0.75] + "]"
     return text.unstack()[list(PROBLEMS)].loc[list(CONTESTANTS)]
-
-
-def heads(run: Run) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """What each rule that chooses a head is worth, and what the large head space gave, with the run's seeds.
-
-    Stored as data/results/head_rules.csv and head_layered.csv.
-    """
-    rules, path = search_head(run).rules, RESULTS / "head_layered.csv"
-    write_table(RESULTS / "head_rules.csv", rules)
-    if not path.exists():
-        write_table(path, search_layered(run))
-    return rules, read_table(path)
 
 
 def ensembles(run: Run, counts: tuple[int, ...] = (1, 3, 5, 10, len(HEADS))) -> pd.DataFrame:

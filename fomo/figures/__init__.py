@@ -11,6 +11,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "run": ["class_balance", "comparison", "confusion", "heatmaps", "image_grid", "learning_curves", "overview"],
         "study": ["contest", "importance", "incumbent", "losses", "parallel_coordinates", "slices"],
-        "heads": ["accuracies", "alpha_against_accuracy", "alpha_trajectories", "alphas", "layered", "rules"],
+        "heads": ["accuracies", "alpha_against_accuracy", "alpha_trajectories", "alphas", "rules"],
     },
 )

@@ -78,24 +78,6 @@ def rules(table: pd.DataFrame, *, ax: plt.Axes | None = None) -> plt.Axes:
     return ax
 
 
-def layered(table: pd.DataFrame, *, ax: plt.Axes | None = None) -> plt.Axes:
-    """What was found in the large head space: the accuracy of each head found, trained alone; whiskers: std over seeds.
-
-    `table`: method, name, accuracy, std.
-    """
-    ax = new_axes(ax, 7.0, 0.36 * len(table) + 1.2)
-    colours = table["method"].map({"DARTS": ORANGE}).fillna(BLUE)
-    places = range(len(table))
-    ax.errorbar(table["accuracy"], places, xerr=table["std"], fmt="none", ecolor=GREY, capsize=3, zorder=1)
-    ax.scatter(table["accuracy"], places, c=colours, zorder=2)
-    labels = (table["method"] + ": " + table["name"]).where(table["method"] != table["name"], table["name"])
-    ax.set_yticks(places, labels, fontsize=8)
-    ax.invert_yaxis()
-    ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=1))
-    ax.set(xlabel="validation accuracy, trained alone", title="Heads found in the large space")
-    return ax
-
-
 def _operation_axis(ax: plt.Axes, ranking: pd.DataFrame) -> None:
     ax.set_xticks(ranking["operation"], ranking["operation"], fontsize=8)
     ax.grid(axis="x", visible=False)

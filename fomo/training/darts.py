@@ -41,11 +41,6 @@ class MixedOperation(nn.Module):
         """What each candidate has in the mixture, (heads)."""
         return self.alpha.softmax(0)
 
-    @property
-    def alphas(self) -> dict[str, nn.Parameter]:
-        """The architecture parameters by name; all other parameters are weights."""
-        return {"alpha": self.alpha}
-
 
 def first_order(supernet: nn.Module, x_train, y_train, x_val, y_val) -> torch.Tensor:
     """The validation loss, of which the alphas follow the gradient: first-order DARTS, eq. 5 with xi = 0."""
@@ -72,10 +67,9 @@ def search(
     alpha_0, alpha_1 ...; its `attrs` have the seconds that it took. Goes on after the last whole epoch in
     `checkpoint`, to the same alphas.
     """
-    alphas = list(supernet.alphas.values())
-    weights = [weight for name, weight in supernet.named_parameters() if name not in supernet.alphas]
+    weights = [weight for name, weight in supernet.named_parameters() if name != "alpha"]
     weight_optimizer = torch.optim.Adam(weights, weight_lr, fused=True)
-    alpha_optimizer = torch.optim.Adam(alphas, alpha_lr)
+    alpha_optimizer = torch.optim.Adam([supernet.alpha], alpha_lr)
     parts = {"supernet": supernet, "weights": weight_optimizer, "alphas": alpha_optimizer}
     start = time.perf_counter()
     history, seconds = _load(checkpoint, parts, device)
@@ -83,20 +77,18 @@ def search(
     history = history or [_record(0, supernet, validation, device)]
     bar = Bar(total=epochs, initial=len(history) - 1, desc="DARTS", unit="epoch", leave=False)
     for epoch in range(len(history), epochs + 1):
-        with torch.random.fork_rng():
-            torch.manual_seed(1000 * seed + epoch)  # dropout, if a supernet has any (evidence/layered.py)
-            for number, batches in enumerate((train, validation)):
-                batches.generator.manual_seed(1000 * seed + 2 * epoch + number)
-            supernet.train()
-            for (x_train, y_train), (x_val, y_val) in zip(train, chain.from_iterable(repeat(validation)), strict=False):
-                x_train, y_train, x_val, y_val = (part.to(device) for part in (x_train, y_train, x_val, y_val))
-                alpha_optimizer.zero_grad()
-                alpha_loss(supernet, x_train, y_train, x_val, y_val).backward(inputs=alphas)
-                alpha_optimizer.step()
+        for number, batches in enumerate((train, validation)):
+            batches.generator.manual_seed(1000 * seed + 2 * epoch + number)
+        supernet.train()
+        for (x_train, y_train), (x_val, y_val) in zip(train, chain.from_iterable(repeat(validation)), strict=False):
+            x_train, y_train, x_val, y_val = (part.to(device) for part in (x_train, y_train, x_val, y_val))
+            alpha_optimizer.zero_grad()
+            alpha_loss(supernet, x_train, y_train, x_val, y_val).backward(inputs=[supernet.alpha])
+            alpha_optimizer.step()
 
-                weight_optimizer.zero_grad()
-                F.cross_entropy(supernet(x_train), y_train).backward(inputs=weights)
-                weight_optimizer.step()
+            weight_optimizer.zero_grad()
+            F.cross_entropy(supernet(x_train), y_train).backward(inputs=weights)
+            weight_optimizer.step()
         history.append(_record(epoch, supernet, validation, device))
         state = {name: part.state_dict() for name, part in parts.items()}
         save_state(checkpoint, state | {"history": history, "seconds": time.perf_counter() - start})
@@ -109,8 +101,7 @@ def search(
 
 def _record(epoch: int, supernet: nn.Module, validation: DataLoader, device: torch.device) -> dict:
     loss, accuracy = evaluate(supernet, validation, device)
-    values = torch.cat([alpha.detach().flatten() for alpha in supernet.alphas.values()]).tolist()
-    alphas = {f"alpha_{index}": value for index, value in enumerate(values)}
+    alphas = {f"alpha_{index}": value for index, value in enumerate(supernet.alpha.tolist())}
     return {"epoch": epoch, "validation_loss": float(loss), "validation_accuracy": float(accuracy)} | alphas
 
 

@@ -3,12 +3,9 @@
 import numpy as np
 import pandas as pd
 import pytest
-import toys
 
-from fomo.config import PRESETS, RESULTS, make_config
+from fomo.config import PRESETS, make_config
 from fomo.evidence import finetuning as evidence
-from fomo.stages.finetuning import FINETUNING_SPACE
-from fomo.storage import read_json
 
 
 def test_recipes_are_compared_with_the_plain_one_seed_by_seed():
@@ -44,34 +41,6 @@ def test_recipe_called_all_is_the_changes_above_it_at_once():
     assert evidence.RECIPES["best"].items() <= PRESETS["auto"].items()
     for settings in [*evidence.RECIPES.values(), *evidence.FIDELITIES.values()]:
         make_config("fashion_sample", "quick", **evidence.MEASURED | settings)
-    assert evidence.RECIPES["best"].items() <= evidence.BEST.items()
-
-
-def test_recipes_on_skin_cancer_are_changes_to_what_was_found_there():
-    found = read_json(RESULTS / "skin_cancer" / "config.json")
-    assert evidence.BEST.items() <= found.items()
-    for recipe, changes in evidence.SKIN_CANCER.items():
-        assert evidence.skin_run(recipe).config.epochs == changes.get("epochs", found["epochs"])
-        known = found | found["found"]["finetuning"]
-        assert all(known[name] != value for name, value in changes.items()), recipe
-        assert set(changes) - set(FINETUNING_SPACE) <= set(found)
-
-
-def test_recipe_on_skin_cancer_trains_as_it_says_on_a_division_of_its_own(dataset, monkeypatch):
-    made = []
-
-    def skin_run(recipe):
-        made.append(toys.tiny_run(dataset, name="recipes", epochs=1))
-        return made[-1]
-
-    monkeypatch.setattr(evidence, "skin_run", skin_run)
-    monkeypatch.setitem(evidence.SKIN_CANCER, "fast", {"lr": 0.05})
-    rows = [evidence.train_on_skin_cancer(*key) for key in (("best", 0), ("best", 0), ("best", 1000), ("fast", 0))]
-    losses = [row["validation_loss"] for row in rows]
-    assert losses[0] == losses[1]
-    assert len(set(losses)) == 3
-    assert [run.config.seed for run in made] == [0, 0, 1000, 0]
-    assert all(0 < row["macro F1"] <= 1 and 0 < row["validation_accuracy"] <= 1 for row in rows)
 
 
 def test_tables_are_prepared_for_what_is_missing_only(tmp_path, monkeypatch):

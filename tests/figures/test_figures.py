@@ -51,14 +51,6 @@ RULES = pd.DataFrame(
         "regret_std": [0.01, 0.0, 0.001, 0.0, np.nan],
     }
 )
-LAYERED = pd.DataFrame(
-    {
-        "method": ["DARTS", "random search", "successive halving", "one of the 37", "linear"],
-        "name": ["256 ReLU x3", "64 GELU+batch, SiLU", "32 Tanh x2", "128 ReLU x2", "linear"],
-        "accuracy": [0.8, 0.82, 0.83, 0.81, 0.79],
-        "std": [0.01, 0.0, 0.02, 0.01, 0.0],
-    }
-)
 CONTEST = pd.DataFrame(
     [
         {"problem": problem, "contestant": contestant, "seed": seed, "1": 1.0 + seed, "2": 0.5 * seed, "3": 0.0}
@@ -100,7 +92,6 @@ ONE_AXES = {
     "confusion": (CONFUSION,),
     "comparison": (METRICS,),
     "importance": (IMPORTANCE,),
-    "layered": (LAYERED,),
     "parallel_coordinates": (TRIALS, SPACE.describe()),
     "rules": (RULES,),
 }
@@ -163,7 +154,6 @@ LEAST = {
     "confusion": (CONFUSION.iloc[:1, :1],),
     "comparison": (METRICS[1:].assign(value=1.0, low=1.0, high=1.0),),
     "rules": (RULES[:1].assign(regret=0.0, regret_std=np.nan),),
-    "layered": (LAYERED[:1].assign(std=np.nan),),
     "slices": (SLICES[:3],),
     "contest": (CONTEST[:1],),
     "heatmaps": (np.zeros((1, 1, 8, 8), np.uint8), np.zeros((1, 8, 8)), ["a"]),
@@ -269,12 +259,6 @@ def test_rules_are_bars_in_points_of_accuracy_without_those_that_choose_nothing(
 
 def test_importance_names_every_parameter():
     assert [label.get_text() for label in draw("importance").get_yticklabels()] == ["lr", "weight decay"]
-
-
-def test_heads_of_the_large_space_are_named_with_their_method():
-    axes = draw("layered")
-    assert axes.get_yticklabels()[1].get_text() == "random search: 64 GELU+batch, SiLU"
-    assert axes.collections[-1].get_offsets()[:, 0].tolist() == LAYERED["accuracy"].tolist()
 
 
 @pytest.mark.parametrize(("name", "column"), [("alphas", "alpha"), ("accuracies", "accuracy")])

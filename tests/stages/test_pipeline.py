@@ -62,7 +62,7 @@ def test_each_stage_leaves_its_artefacts(finished):
 
 
 def test_finished_run_holds_no_checkpoint_and_no_half_written_file(finished):
-    names = {path.name for path in files(finished.root)} - {"head.pt", "weights.pt", "weights_2.pt"}
+    names = {path.name for path in files(finished.root)} - {"head.pt", "weights.pt", "weights_2.pt", "unlike.pt"}
     assert not [name for name in names if name.endswith((".tmp", ".pt"))]
     assert not {"features_train_2.npy", "features_validation_2.npy"} & names
 
