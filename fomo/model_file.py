@@ -46,7 +46,7 @@ def read_model(path: Path) -> tuple[FinalClassifier, dict]:
 
 def _read(path: Path) -> tuple[FinalClassifier, dict]:
     if path.exists() and not path.is_file():  # a pipe would be waited for
-        raise UserError(f"model {path} cannot be read (it is no file)")
+        raise UserError(f"model {path} cannot be read (it is no file); give the model.safetensors of a run")
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
     if HEADER < length < path.stat().st_size:

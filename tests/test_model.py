@@ -199,6 +199,7 @@ def test_nothing_is_an_empty_table_with_all_columns(model, given):
         ("photos\\b.png", "there is no photos\\b.png; give photos/b.png"),
         ("/photos/b.png", "there is no /photos/b.png; give photos/b.png"),
         (" photos/b.png", "give photos/b.png"),
+        ("", "an empty path leads to no image; give a path, a folder"),
         ("empty", "empty is a folder in which no image lies (.jpg, .jpeg,"),
     ],
 )
