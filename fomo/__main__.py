@@ -82,6 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
             os.environ[name] = str(Path(os.environ[name]).absolute())  # notebooks run in another folder
     if given.command not in ("report", "bench"):
         os.environ["FOMO_FRESH"] = "0"  # the others go on with what is there, and delete nothing
+    of_run = given.command not in ("predict", "export")  # these keep nothing before they are done
     try:
         if given.command == "inspect":
             inspection = fomo.inspect(given.dataset, given.columns, given.on_rare or "refuse")
@@ -116,11 +117,10 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        kept = [] if given.command == "predict" else ["what is computed is kept"]
-        return _refuse("; ".join([str(error), *_advice(error), *kept]))
+        kept = ["what is computed is kept"] * of_run
+        return _refuse("; ".join([str(error), *_advice(error, of_run), *kept]))
     except KeyboardInterrupt:
-        kept = "" if given.command == "predict" else "; the same command goes on from here"
-        print(f"fomo: interrupted{kept}", file=sys.stderr)
+        print(f"fomo: interrupted{'; the same command goes on from here' * of_run}", file=sys.stderr)
         return 130
     return 0
 
@@ -131,13 +131,13 @@ def _refuse(text: str) -> int:
     return 2
 
 
-def _advice(error: OSError) -> list[str]:
-    """What to do about an error of the system, as far as that is known."""
+def _advice(error: OSError, of_run: bool) -> list[str]:
+    """What to do about an error of the system, as far as that is known, for a command `of_run`s or one without."""
     path = Path(os.fsdecode(error.filename)).absolute() if isinstance(error.filename, str | bytes) else None
     results = runs_folder("fashion_sample").parent, figures_folder()
     elsewhere = "results go to data/runs and figures, or to the folders that FOMO_RUNS and FOMO_FIGURES name"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ["free some space", elsewhere]
+        return ["free some space"] + [elsewhere] * of_run
     advice = _missing_right(path) if path and error.errno in (errno.EACCES, errno.EPERM) else []
     return advice + [elsewhere] * any(path and path.is_relative_to(folder) for folder in results)
 
@@ -156,19 +156,22 @@ def _missing_right(path: Path) -> list[str]:
 def _predict(given: argparse.Namespace) -> int:
     """Writes what a model predicts; returns the exit status."""
     gc.disable()  # it would go through all that torch brings again and again: a third of the time until it begins
-    from fomo.predictions import explain, write_predictions
+    from fomo.predictions import explain, find_images, make_folder, write_predictions
     from fomo.storage import atomic
 
     gc.freeze()
     gc.enable()
     model, options = fomo.load_model(given.model), {"top": given.top, "threshold": given.threshold}
+    images = find_images(model, given.images)
+    if given.explain:
+        make_folder(given.explain, images)  # now, for predictions may take hours
     if given.to:
-        with atomic(given.to) as path, path.open("w", errors="surrogateescape") as file:
-            read, unread = write_predictions(model, given.images, file, **options)
+        with atomic(given.to) as path, path.open("w", encoding="utf-8", errors="surrogateescape") as file:
+            read, unread = write_predictions(model, images, file, **options)
     else:
-        read, unread = write_predictions(model, given.images, sys.stdout, **options)
+        read, unread = write_predictions(model, images, sys.stdout, **options)
     if given.explain and read:
-        explain(model, given.images, given.explain)
+        explain(model, images, given.explain)
     if unread:
         print(f"fomo: {unread} of {read + unread} images cannot be read; the last column says why", file=sys.stderr)
     return 0 if not unread else 1 if read else 2

@@ -133,6 +133,7 @@ def export(model_path: str | Path, to: str, images=None, path: str | Path | None
     given = _test_images(Path(model_path)) if images is None else (thing for _, thing in each(images, model.ranges))
     things = list(islice(given, MOST))
     metadata = {"format": FORMAT, "classes": json.dumps(model.classes), "ranges": json.dumps(model.ranges)}
+    kept = f"; {path} is of an earlier export" * path.exists()
     torch.compiler.reset()  # sizes that an export before had would be taken for ones that this one may not have
     try:
         with warnings.catch_warnings(action="ignore"), redirect_stdout(io.StringIO()), torch.no_grad():
@@ -141,14 +142,15 @@ def export(model_path: str | Path, to: str, images=None, path: str | Path | None
             content, run = write(program, metadata)
     except Exception as error:  # whatever an exporter can say of a network
         reason = f"{type(error).__name__}: {str(error)[:200]}"
-        raise UserError(f"a model of {model.description['backbone']} cannot be exported to {to} ({reason})") from error
+        network = model.description["backbone"]
+        raise UserError(f"a model of {network} cannot be exported to {to} ({reason}){kept}") from error
     table = _compare(model, run, things)
     found = table.iloc[0]
     if not (found["equal_classes"] == 1 and found["largest_difference"] <= LARGEST):
         raise UserError(
             f"the model as {to} is not stored, for it does not predict the same: {found['equal_classes']:.1%} of the "
             f"classes of {found['images']:.0f} images, and probabilities that differ by up to "
-            f"{found['largest_difference']:.1g}, where {LARGEST} is allowed; use the model itself"
+            f"{found['largest_difference']:.1g}, where {LARGEST} is allowed; use the model itself{kept}"
         )
     write_bytes(path, content)
     write_table(path.with_name(f"{path.name}.csv"), table)

@@ -106,20 +106,15 @@ class Model:
         found = np.full(len(batch), None, object)
         if read.any():
             pixels = np.stack([found for _, found in batch if not isinstance(found, str)])
-            classes, numbers[read] = self._classify(pixels)
+            with torch.inference_mode():
+                logits, unlike = self.classifier.eval().judge(self._inputs(pixels))
+            classes, confidence = self.classifier.decide(logits)
+            numbers[read] = np.column_stack([confidence, unlike, logits.softmax(1)])
             found[read] = [self.classes[number] for number in classes]
         table = pd.DataFrame(numbers, columns=["confidence", "unlike", *self.columns])
         table.insert(0, "file", pd.Series([name for name, _ in batch], dtype=object))
         table.insert(1, "class", pd.Series(found, dtype="str"))
         return table.assign(reason=pd.Series(reasons, dtype="str"))
-
-    def _classify(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The classes (images) of images as `to_pixels` makes them, and (images, 2 + classes): confidence, unlike, and
-        the probabilities."""
-        with torch.inference_mode():
-            logits, unlike = self.classifier.eval().judge(self._inputs(pixels))
-        classes, confidence = self.classifier.decide(logits)
-        return classes, np.column_stack([confidence, unlike, logits.softmax(1)])
 
     def _inputs(self, pixels: np.ndarray) -> torch.Tensor:
         """What the networks are shown of images as `to_pixels` makes them."""

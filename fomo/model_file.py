@@ -46,7 +46,7 @@ def read_model(path: Path) -> tuple[FinalClassifier, dict]:
 
 def _read(path: Path) -> tuple[FinalClassifier, dict]:
     if path.exists() and not path.is_file():  # a pipe would be waited for
-        raise UserError(f"model {path} cannot be read (it is no file)")
+        raise UserError(f"model {path} cannot be read (it is no file); give the model.safetensors of a run")
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
     if HEADER < length < path.stat().st_size:
@@ -68,8 +68,7 @@ def _read(path: Path) -> tuple[FinalClassifier, dict]:
         raise UserError(f"model {path} is damaged: its digest is not that of its content; copy or train it anew")
     levels = {name.removeprefix("unlike."): value for name, value in state.items() if name.startswith("unlike.")}
     networks = [_network(description) for _ in description["temperatures"]]
-    unlike = Unlike(**levels) if levels else None
-    classifier = FinalClassifier(networks, description["temperatures"], description["handicaps"], unlike)
+    classifier = FinalClassifier(networks, description["temperatures"], description["handicaps"], Unlike(**levels))
     classifier.load_state_dict(state)
     return classifier.eval(), description
 
@@ -143,17 +142,15 @@ def _compare(found: dict[str, tuple], description: dict, path: Path) -> None:
     except Exception as error:  # whatever a network can say of a size that it is not made for
         raise UserError(f"model {path} describes what cannot be built ({error!r:.200})") from error
     parts = {name: (KINDS.get(value.dtype), tuple(value.shape)) for name, value in network.state_dict().items()}
-    levels = {name: one for name, one in found.items() if name.startswith("unlike.")}
     count, features = len(description["temperatures"]), network.backbone.num_features
-    if len(found) - len(levels) != count * len(parts):  # before as many are listed as the description claims
-        raise UserError(f"model {path} has {len(found)} tensors, and describes {count * len(parts) + len(levels)}")
+    axes, levels = (found.get(f"unlike.{name}", ("", ()))[1][:1] or (0,) for name in ("axes", "levels"))  # any number
+    shapes = {"mean": (features,), "axes": (*axes, features), "levels": levels}
+    if len(found) != (described := count * len(parts) + len(shapes)):  # before as many are listed as is claimed
+        raise UserError(f"model {path} has {len(found)} tensors, and describes {described}")
     expected = {f"networks.{number}.{name}": one for number in range(count) for name, one in parts.items()}
-    if levels:
-        sizes = [levels.get(f"unlike.{name}", ("", ()))[1][:1] for name in ("axes", "levels")]
-        shapes = {"mean": (features,), "axes": (*sizes[0], features), "levels": sizes[1] or (0,)}
-        expected |= {f"unlike.{name}": ("F32", shape) for name, shape in shapes.items()}
+    expected |= {f"unlike.{name}": ("F32", shape) for name, shape in shapes.items()}
     wrong = [f"{name}: {found.get(name)}, not {one}" for name, one in expected.items() if found.get(name) != one]
-    if wrong or len(found) > len(expected):
+    if wrong:
         raise UserError(f"the tensors in model {path} are not those that it describes ({some(wrong)})")
 
 

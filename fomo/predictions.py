@@ -19,11 +19,16 @@ from fomo.storage import atomic
 UNSURE = "unsure"
 
 
+def find_images(model: Model, given: Sequence[str]) -> list[str]:
+    """The image files that files, folders and patterns lead to."""
+    return [path for path, _ in each(given[0] if len(given) == 1 else given, model.ranges)]
+
+
 def write_predictions(
-    model: Model, given: Sequence[str], file: TextIO, top: int | None = None, threshold: float | None = None
+    model: Model, images: list[str], file: TextIO, top: int | None = None, threshold: float | None = None
 ) -> tuple[int, int]:
-    """Writes what `Model.predict` says of the files, folders and patterns given into an open file as csv. Returns how
-    many images were read, and how many could not be.
+    """Writes what `Model.predict` says of image files into an open file as csv. Returns how many of them were read, and
+    how many could not be.
 
     With `top` there are, in place of all probabilities, class_2, confidence_2 and so on to this number, of the most
     probable other classes. Below the `threshold` of confidence the class is `UNSURE`. A bar shows how far it is, where
@@ -33,7 +38,6 @@ def write_predictions(
         raise UserError(f"top is {top}; the model has {len(model.classes)} classes, so give 1 to {len(model.classes)}")
     if threshold is not None and not 0 <= threshold <= 1:
         raise UserError(f"threshold is {threshold:g}; a confidence is from 0 to 1")
-    images = _files(model, given)
     read, header = 0, True
     quiet = True if file is sys.stdout and file.isatty() else None  # None: where stderr is no terminal
     with Bar(total=len(images), desc="images", unit="image", leave=False, disable=quiet) as bar:
@@ -60,14 +64,20 @@ def best(table: pd.DataFrame, model: Model, top: int) -> pd.DataFrame:
     return shown.assign(reason=table["reason"])
 
 
-def explain(model: Model, given: Sequence[str], folder: Path) -> None:
+def make_folder(folder: Path, images: list[str]) -> None:
+    """Makes the folder that `explain` fills. Raises `UserError` if images lie there, which it could replace."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if folder.resolve() in {Path(image).expanduser().parent.resolve() for image in images}:
+        raise UserError(f"{folder} holds images that are predicted, which pictures could replace; name another folder")
+
+
+def explain(model: Model, images: list[str], folder: Path) -> None:
     """Stores where the model looks: in `folder`, for each image that can be read, a .png called as its file (a second
     boot is boot-2) with the image and beside it what speaks for its class, enlarged if they are small."""
     from fomo.figures.drawing import beside_map  # matplotlib takes a second, which most predictions do not need
 
-    folder.mkdir(parents=True, exist_ok=True)
     taken = set()
-    for one in model.explain(_files(model, given)):
+    for one in model.explain(images):
         stem = Path(str(one.file)).stem
         names = chain([stem], (f"{stem}-{number}" for number in count(2)))
         taken.add(name := next(name for name in names if name not in taken))
@@ -75,8 +85,3 @@ def explain(model: Model, given: Sequence[str], folder: Path) -> None:
         scale = max(1, 256 // image.height)
         with atomic(folder / f"{name}.png") as temporary:
             image.resize((scale * image.width, scale * image.height), Image.Resampling.NEAREST).save(temporary, "png")
-
-
-def _files(model: Model, given: Sequence[str]) -> list[str]:
-    """The image files that files, folders and patterns lead to."""
-    return [path for path, _ in each(given[0] if len(given) == 1 else given, model.ranges)]

@@ -18,13 +18,19 @@ from typing import TextIO
 import numpy as np
 import pandas as pd
 
+from fomo.config import UserError
+
 LOCKED: set[TextIO] = set()  # a forked process would keep them locked when this one is dead
 os.register_at_fork(after_in_child=lambda: [file.close() for file in LOCKED])
 
 
 @contextmanager
 def atomic(path: Path):
-    """Yields a temporary path beside `path` that takes its place when the block ends well, and vanishes otherwise."""
+    """Yields a temporary path beside `path` that takes its place when the block ends well, and vanishes otherwise. A
+    link stays one. Raises `UserError` where there is something else than a file, such as a folder or a device."""
+    if path.exists() and not path.is_file():  # who may do everything would put a file in the place of /dev/null
+        raise UserError(f"{path} is no file that can be replaced; name one, or a new one")
+    path = path.resolve()
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with _locked(temporary):
         try:

@@ -230,5 +230,8 @@ def test_network_that_the_exporter_cannot_take_is_named(finished, tmp_path, monk
         raise RuntimeError("no such operator")
 
     monkeypatch.setattr(torch.export, "export", fail)
-    with pytest.raises(UserError, match=r"test_efficientnet cannot be exported to onnx .*no such operator"):
+    (tmp_path / "model.onnx").write_bytes(b"before")
+    message = r"test_efficientnet cannot be exported to onnx .*no such operator.*model.onnx is of an earlier export"
+    with pytest.raises(UserError, match=message):
         fomo.export(finished.evaluation.model_path, "onnx", path=tmp_path / "model.onnx")
+    assert (tmp_path / "model.onnx").read_bytes() == b"before"

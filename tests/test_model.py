@@ -199,6 +199,7 @@ def test_nothing_is_an_empty_table_with_all_columns(model, given):
         ("photos\\b.png", "there is no photos\\b.png; give photos/b.png"),
         ("/photos/b.png", "there is no /photos/b.png; give photos/b.png"),
         (" photos/b.png", "give photos/b.png"),
+        ("", "an empty path leads to no image; give a path, a folder"),
         ("empty", "empty is a folder in which no image lies (.jpg, .jpeg,"),
     ],
 )
@@ -254,14 +255,14 @@ def test_class_called_as_a_column_does_not_take_its_place(images):
 
 
 def test_images_are_drawn_from_an_iterable_as_they_are_needed(model, monkeypatch):
-    drawn, at_first, classify = [], [], model._classify
+    drawn, at_first, inputs = [], [], model._inputs
 
     def draw():
         for _ in range(300):
             drawn.append(0)
             yield np.zeros((24, 24), np.uint8)
 
-    monkeypatch.setattr(model, "_classify", lambda pixels: at_first.append(len(drawn)) or classify(pixels))
+    monkeypatch.setattr(model, "_inputs", lambda pixels: at_first.append(len(drawn)) or inputs(pixels))
     assert len(model.predict(draw(), batch_size=10)) == 300
     assert at_first[0] <= 10 + max(10, 8 * os.cpu_count()) + 1
 

@@ -1,5 +1,6 @@
 """`python -m fomo predict`: a model's predictions as csv."""
 
+import errno
 import io
 
 import numpy as np
@@ -82,6 +83,12 @@ def test_status_says_whether_some_or_all_images_cannot_be_read(photos, tmp_path,
         (["model.safetensors", "photos", "--top", "4"], "the model has 3 classes"),
         (["model.safetensors", "photos", "--threshold", "90"], "a confidence is from 0 to 1"),
         (["model.safetensors", "photos", "--to", "none/table.csv"], "No such file"),
+        (["model.safetensors", "photos", "--to", "photos"], "photos is no file that can be replaced"),
+        (["model.safetensors", "photos", "--to", ""], ". is no file that can be replaced"),
+        (["model.safetensors", "photos", "--explain", "model.safetensors"], "File exists"),
+        (["model.safetensors", "photos", "--explain", "photos"], "photos holds images that are predicted"),
+        (["model.safetensors", ""], "an empty path leads to no image"),
+        (["", "photos"], "give the model.safetensors of a run"),
     ],
 )
 def test_what_cannot_be_done_is_refused_in_one_line(photos, capsys, arguments, message):
@@ -106,6 +113,16 @@ def test_file_is_whole_or_not_there(photos, tmp_path, model, capsys, monkeypatch
     assert asked_for_file() == 130
     assert {path.name for path in tmp_path.iterdir()} == {"model.safetensors", "photos"}
     assert capsys.readouterr().err == "fomo: interrupted\n"
+
+
+def test_full_disk_is_said_without_advice_for_a_run(photos, tmp_path, capsys, monkeypatch):
+    def full(*_, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(predictions, "write_predictions", full)
+    assert asked_for_file() == 2
+    assert capsys.readouterr().err == "fomo: [Errno 28] No space left on device; free some space\n"
+    assert not (tmp_path / "table.csv").exists()
 
 
 def asked_for_file() -> int:

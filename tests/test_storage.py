@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
+from fomo.config import UserError
 from fomo.storage import Lock, load_state, new_array, read_table, save_state, sweep, write_bytes, write_table
 
 AWKWARD = pd.DataFrame({"x": [0.1 + 0.2, 1e-308, -1 / 3, np.inf, np.nan], "n": [1, 2, 3, 4, 5], "word": list("abcde")})
@@ -51,6 +52,20 @@ def test_interrupted_write_leaves_the_old_content_and_no_rubbish(tmp_path):
         leave_midway(tmp_path / "array.npy")
     assert [path.name for path in tmp_path.iterdir()] == ["array.npy"]
     assert (tmp_path / "array.npy").read_bytes() == b"old"
+
+
+def test_what_is_no_file_is_not_replaced_and_a_link_stays_one(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe"):
+        with pytest.raises(UserError, match="is no file that can be replaced"):
+            write_bytes(path, b"new")
+    assert (tmp_path / "pipe").is_fifo()
+    (tmp_path / "link").symlink_to("file")
+    for content in (b"first", b"second"):
+        write_bytes(tmp_path / "link", content)
+        assert (tmp_path / "file").read_bytes() == content
+    assert (tmp_path / "link").is_symlink()
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_full_disk_is_an_error_before_an_array_is_filled(tmp_path, monkeypatch):

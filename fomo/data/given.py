@@ -102,6 +102,8 @@ def _kind(array: np.ndarray) -> str:
 def _paths(given: str | Path) -> list[str]:
     """The files that a path leads to, sorted: itself, the images in a folder and below it, or what a pattern fits."""
     path = Path(given).expanduser()
+    if given == "":  # which pathlib takes for the current folder
+        return []
     if path.is_dir():
         return [str(path.joinpath(*image)) for image in sorted(Tree(path).images)]
     if path.exists():
@@ -115,6 +117,8 @@ def _paths(given: str | Path) -> list[str]:
 def _missing(given: str) -> str:
     """Why a path leads to no image, and what was perhaps meant."""
     path = Path(given).expanduser()
+    if given == "":
+        return f"an empty path leads to no image; give {ALLOWED}"
     if path.is_dir():
         return f"{given} is a folder in which no image lies ({', '.join(SUFFIXES)}), nor below it"
     for meant in (given.strip(" '\""), given.replace("\\", "/"), given.lstrip("/"), f"/{given}"):

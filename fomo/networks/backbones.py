@@ -32,7 +32,8 @@ class Backbone(nn.Module):
             raise KeyError(f"missing: {', '.join(sorted(missing)[:3])}")
         self.name = name
         self.network.to(memory_format=torch.channels_last)  # what processors and GPUs convolve fastest
-        self.num_features = self.network.num_features
+        # what some networks widen their features to after the pooling
+        self.num_features = getattr(self.network, "head_hidden_size", self.network.num_features)
         self.mean = tuple(self.network.default_cfg["mean"])
         self.std = tuple(self.network.default_cfg["std"])
         self.stages = [[module for _, module in stage] for stage in split_stages(name, self.network)]

@@ -52,9 +52,7 @@ class FinalClassifier(nn.Module):
     are taken off the log-probabilities before a class is named (`decide`), where rare classes would be named too
     seldom (logit adjustment; Menon et al., arXiv:2007.07314). `unlike` is of the first network's features."""
 
-    def __init__(
-        self, networks: list[Network], temperatures: list[float], handicaps: list[float], unlike: Unlike | None = None
-    ):
+    def __init__(self, networks: list[Network], temperatures: list[float], handicaps: list[float], unlike: Unlike):
         super().__init__()
         self.networks = nn.ModuleList(networks)
         self.temperatures = temperatures
@@ -65,11 +63,10 @@ class FinalClassifier(nn.Module):
         return self.judge(images)[0]
 
     def judge(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The log-probabilities, and how unlike the validation images each is (batch); NaN where that is not known."""
+        """The log-probabilities, and how unlike the validation images each is (batch)."""
         seen = [network.look(images) for network in self.networks]
         logits = [network.judge(views) for network, views in zip(self.networks, seen, strict=True)]
-        unlike = self.unlike(seen[0][0]) if self.unlike else images.new_full([len(images)], torch.nan)
-        return average(logits, self.temperatures), unlike
+        return average(logits, self.temperatures), self.unlike(seen[0][0])
 
     def name(self, logits: torch.Tensor) -> torch.Tensor:
         """The class to name (batch) by log-probabilities (batch, classes): the most probable but for the handicaps."""

@@ -111,6 +111,12 @@ def test_what_is_fixed_can_be_trained_again():
     assert backbone.summary()["state"].tolist() == ["trained"] * 4
 
 
+@pytest.mark.parametrize("name", [*TINY, "lcnet_035"])  # which widens them after the pooling
+def test_features_are_as_many_as_said(name):
+    backbone = load_backbone(name, "random", 32).eval()
+    assert backbone(torch.zeros(1, 3, 32, 32)).shape == (1, backbone.num_features)
+
+
 def test_network_that_does_not_divide_is_refused():
     with pytest.raises(UserError, match="backbone 'identity' does not divide into four stages"):
         split_stages("identity", torch.nn.Identity())

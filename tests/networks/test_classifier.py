@@ -4,6 +4,7 @@ import torch
 from fomo.networks.backbones import load_backbone
 from fomo.networks.classifier import FinalClassifier, Network, view
 from fomo.networks.heads import HEADS, LINEAR
+from fomo.networks.unlike import Unlike
 from fomo.stages.final import view_sets
 
 
@@ -11,7 +12,8 @@ def build(heads, views=(0,), temperatures=(1.0,)):
     """An untrained classifier, of a network for each temperature."""
     backbones = [load_backbone("test_vit", "random", 32) for _ in temperatures]
     networks = [Network(one, [head.build(one.num_features, 3) for head in heads], views) for one in backbones]
-    return FinalClassifier(networks, list(temperatures), [0.0] * 3).eval()
+    unlike = Unlike(torch.zeros(64), torch.zeros(1, 64), torch.ones(1))
+    return FinalClassifier(networks, list(temperatures), [0.0] * 3, unlike).eval()
 
 
 def test_heads_and_views_are_averaged_as_probabilities_and_each_network_then_calibrated():
@@ -79,6 +81,6 @@ def test_network_sees_exactly_its_views(views):
 
 def test_handicaps_are_taken_off_before_a_class_is_named_and_confidence_is_its_probability():
     logits = torch.tensor([[0.5, 0.3, 0.2]]).log()
-    assert FinalClassifier([], [], [0.0, -0.4, -0.8]).decide(logits)[0].tolist() == [0]
-    named, confidence = FinalClassifier([], [], [0.0, -0.6, -0.8]).decide(logits)
+    assert FinalClassifier([], [], [0.0, -0.4, -0.8], None).decide(logits)[0].tolist() == [0]
+    named, confidence = FinalClassifier([], [], [0.0, -0.6, -0.8], None).decide(logits)
     assert (named.tolist(), confidence.tolist()) == ([1], pytest.approx([0.3]))
