@@ -80,7 +80,8 @@ def _know(run, data, result: Evaluation | None, findings: pd.DataFrame, metrics,
     faults = findings[(findings["count"] > 0) & ~findings["finding"].isin(PLAIN)]
     others = faults[~faults["finding"].isin(NOTED)].itertuples(index=False)
     wrong = [*data.notes, *(f"{row[0]}: {row[1]}" for row in others)]
-    rows = [(False, f"{text[0].upper()}{text[1:]}.") for text in wrong]
+    # A sentence that begins with the name of a file has no capital.
+    rows = [(False, f"{text[0].upper() if text.split()[0].isalpha() else text[0]}{text[1:]}.") for text in wrong]
     if len(findings) and faults.empty:
         rows.append((True, "All images can be read, and none is in train and in test."))
     half = (accuracies["final"]["high"] - accuracies["final"]["low"]) / 2
@@ -115,8 +116,8 @@ def _know(run, data, result: Evaluation | None, findings: pd.DataFrame, metrics,
 
 def _tables(run: Run, data, result: Evaluation | None, findings: pd.DataFrame, metrics: pd.DataFrame, **_) -> dict:
     """The tables of the templates, by name; only what the run has."""
-    asked = {"data set": data.dataset.place, "preset": run.preset, "minutes": run.config.minutes or "not limited"}
-    asked |= {"seed": run.config.seed, "metric": run.config.metric} | run.asked | machine()
+    asked = {"data set": data.dataset.place, "preset": run.preset, "seed": run.config.seed, "metric": run.config.metric}
+    asked |= run.asked | {"minutes": run.config.minutes or "not limited"} | machine()
     asked["packages"] = ", ".join(f"{name} {asked.pop(name)}" for name in ("python", *PACKAGES))
     asked = pd.DataFrame([(name, str(value)) for name, value in asked.items()], columns=["what", "value"])
     counts = data.images["split"].value_counts().rename_axis("images for").reset_index(name="count")

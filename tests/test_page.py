@@ -115,6 +115,14 @@ def test_suspects_are_shown_where_the_run_has_them(copied):
     assert r"- 1 labels are perhaps wrong: see 13\_suspects/suspects.csv." in card
 
 
+def test_notes_are_sentences_and_names_of_files_stay_as_they_are(copied):
+    notes = "note\nall.csv: images are in column a\nthere is no test split\n"
+    (copied.folder / "1_preprocessing" / "notes.csv").write_text(notes)
+    text = written(copied)[0]
+    assert "</b>all.csv: images are in column a.</li>" in text
+    assert "</b>There is no test split.</li>" in text
+
+
 def test_page_says_that_no_minutes_were_left_to_look_for_wrong_labels(copied):
     copied.clock.keep("suspects", 0)
     assert "No minutes were left to look for wrong labels." in written(copied)[0]
