@@ -20,7 +20,6 @@ from fomo.data.dataset import Dataset
 from fomo.data.datasets import without_rare
 from fomo.data.given import Held, each
 from fomo.model import load_model
-from fomo.progress import on_terminals
 from fomo.stages.evaluation import MODEL
 from fomo.stages.final import compose
 from fomo.stages.inputs import give
@@ -34,7 +33,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
 
     `minutes` (15, if none are given), `preset`, `metric`, `backbone` and further `settings` (a dict) are those of a
     `Run`; `random_state` makes its seed. A fit leaves nothing behind, unless a `folder` is named where runs are kept:
-    then a fit of the same images, labels and parameters goes on from there, and loads what is done.
+    then a fit of the same images, labels and parameters goes on from there, and loads what is done. A progress bar is
+    shown, unless the environment has TQDM_DISABLE=1.
 
     Afterwards `model_` is the `Model`, and `classes_` has the labels as they were given, sorted.
     """
@@ -53,10 +53,13 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
     def fit(self, X, y) -> "ImageClassifier":
         """The estimator itself. `X` has paths of image files, or PIL images, arrays (uint8) or bytes of files. Ctrl-C
         takes the best model so far, with a warning. Raises `UserError` for images and labels that make no data set."""
-        named, labels = list(each(_images(X), {})), column_or_1d(y, warn=True)
-        check_consistent_length(named, labels)
-        check_classification_targets(labels)
-        labels, numbers = np.unique(labels, return_inverse=True)
+        named, given = list(each(_images(X), {})), column_or_1d(y, warn=True)
+        check_consistent_length(named, given)
+        try:
+            labels, numbers = np.unique(given, return_inverse=True)
+        except TypeError as error:  # such as text and None
+            raise UserError(f"labels in y are of several types ({error}); give all as text or as numbers") from error
+        check_classification_targets(given)
         table = pd.DataFrame({"file": [str(name) for name, _ in named], "label": numbers})
         twice, names = table["file"][table["file"].duplicated()], [str(label) for label in labels]
         if len(twice) or "" in names:
@@ -65,7 +68,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         held = Held({str(name): thing for name, thing in named if isinstance(name, int)})
         data = Dataset("X", held, names, table, lambda: table[:0])
         folder = nullcontext(Path(self.folder).expanduser()) if self.folder else TemporaryDirectory(prefix="fomo-")
-        with on_terminals(), folder as place:
+        with folder as place:
             self.model_ = load_model(self._run(Path(place).absolute(), data))
         self.classes_ = labels[[names.index(name) for name in self.model_.classes]]
         return self
@@ -73,11 +76,12 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
     def _run(self, folder: Path, data: Dataset) -> Path:
         """The model's file of a run that is kept in `folder`, by the images and settings that it is of."""
         seed = int(check_random_state(self.random_state).randint(LAST_SEED))
-        asked = {"minutes": self.minutes, "metric": self.metric, "backbone": self.backbone} | (self.settings or {})
-        key = repr([data.fingerprint(), self.preset, seed, sorted(asked.items())])
+        asked = {"preset": self.preset, "seed": seed, "minutes": self.minutes, "metric": self.metric}
+        asked |= {"backbone": self.backbone} | (self.settings or {})
+        key = repr([data.fingerprint(), sorted(asked.items())])
         folder.mkdir(parents=True, exist_ok=True)
         name = folder / hashlib.sha256(key.encode()).hexdigest()[:12]
-        run = Run(str(folder), self.preset, seed=seed, name=str(name), **asked)
+        run = Run(str(folder), name=str(name), **asked)
         give(run, without_rare(data, run.config.on_rare))
         path, unreadable = run.folder / MODEL, run.folder / "unreadable.csv"
         try:

@@ -4,8 +4,6 @@ page of the run."""
 import time
 from pathlib import Path
 
-import pandas as pd
-
 from fomo.artifacts import Run
 from fomo.config import ROOT, Config
 from fomo.page import write_page
@@ -17,6 +15,7 @@ from fomo.stages.final import Final, compose
 from fomo.stages.finetuning import finetune, optimize_finetuning
 from fomo.stages.head_search import search_head, train_head, tune_head
 from fomo.stages.inputs import dataset_of
+from fomo.stages.metrics import told
 from fomo.stages.planning import plan
 from fomo.stages.preprocessing import preprocess
 from fomo.stages.probing import probe
@@ -100,7 +99,7 @@ def _closing(run: Run, page: Path, seconds: float) -> str:
     result = evaluate(run)
     lines = beside_probe(compose(run), run.config)
     lines.append(
-        f"{run.config.dataset}: {measured(result.metrics)} on {len(result.predictions)} {result.split} images "
+        f"{run.config.dataset}: {told(result.metrics)} on {len(result.predictions)} {result.split} images "
         f"(95% intervals), in {seconds / 60:.1f} minutes | figures: {shorten(run.figures)} | model: "
         f"{shorten(run.folder / MODEL)} | page: {shorten(page)}"
     )
@@ -122,12 +121,3 @@ def beside_probe(final: Final, config: Config) -> list[str]:
     if config.flip != "none":
         line += f"; where mirrored images are other classes, train without them (flip='none'; it is '{config.flip}')"
     return [line]
-
-
-def measured(metrics: pd.DataFrame) -> str:
-    """The final model's metrics with their intervals, as text."""
-    final = metrics[metrics["model"] == "final"].set_index("metric")
-    return ", ".join(
-        f"{name} {row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
-        for name, row in final.loc[["macro F1", "macro precision", "accuracy"]].iterrows()
-    )

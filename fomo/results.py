@@ -18,7 +18,7 @@ from fomo.stages.evaluation import evaluate
 from fomo.stages.final import compose
 from fomo.stages.finetuning import optimize_finetuning
 from fomo.stages.head_search import search_head, train_head, tune_head
-from fomo.stages.metrics import REPORT
+from fomo.stages.metrics import REPORT, interval
 from fomo.stages.preprocessing import preprocess
 from fomo.stages.racing import finetune_best, race
 from fomo.storage import read_json, read_table, write_json, write_table
@@ -116,9 +116,7 @@ def measured() -> pd.DataFrame:
         theirs = REPORT.get(config["dataset"], {})
         row = {"data set": path.parent.name + (" (validation)" if config["found"].get("split") == "validation" else "")}
         for name in ("macro F1", "accuracy"):
-            value = final.loc[name]
-            text = f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
-            row |= {f"{name}, report": theirs.get(name), f"{name}, ours": text}
+            row |= {f"{name}, report": theirs.get(name), f"{name}, ours": interval(final.loc[name])}
         share = costs.reindex(SEARCH).sum() / costs[list(TRAINING)].sum()
         row |= {"minutes": round(costs.sum() / 60), "on": measured_on(path.parent)}
         rows.append(row | {"search / training": round(share, 2)})

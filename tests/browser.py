@@ -14,6 +14,7 @@ import tempfile
 import time
 from itertools import chain, product
 from pathlib import Path
+from urllib.parse import unquote
 
 import websocket  # which JupyterLab brings
 
@@ -89,7 +90,7 @@ def look(tab: Tab, page: Path, size: tuple[int, int], scheme: str) -> list[str]:
     wrong += [f"loads {url}" for url in asked if not url.startswith("data:") and url != page.as_uri()]
     wrong += [f"image is not drawn: {text}" for text in seen["broken"]]
     wrong += [f"link leads nowhere: {name}" for name in seen["lost"]]
-    linked = [Path(url.removeprefix("file://")) for url in seen["links"]]
+    linked = [Path(unquote(url.removeprefix("file://"))) for url in seen["links"]]
     wrong += [f"link leads nowhere: {path}" for path in linked if not path.is_file()]
     wrong += [f"{seen['wide']} pixels wider than its window"] if seen["wide"] > 0 else []
     if shots := os.environ.get("SHOTS"):

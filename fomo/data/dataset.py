@@ -90,7 +90,8 @@ def check_classes(dataset: Dataset, labels: pd.Series) -> None:
     left, whose `labels` these are."""
     classes = dataset.classes
     if len(classes) < 2:
-        raise UserError(f"{dataset.name} has the one class '{classes[0]}'; a classifier needs at least 2")
+        found = f"the one class '{classes[0]}'" if classes else "no class"
+        raise UserError(f"{dataset.name} has {found}; a classifier needs at least 2")
     rare = rare_classes(classes, labels)
     if rare:
         listed = pd.concat([dataset.train["label"], dataset.test()["label"]]).map(dict(enumerate(classes)))

@@ -14,6 +14,11 @@ def new_axes(ax: plt.Axes | None, width: float = 6.4, height: float = 4.0) -> pl
     return ax or plt.subplots(figsize=(width, height), layout="constrained")[1]
 
 
+def short(name: str, most: int = 32) -> str:
+    """`name`, without its middle where it has more characters than there is room for."""
+    return name if len(name) <= most else f"{name[: most // 2]}…{name[1 - most // 2 :]}"
+
+
 def beside_map(pixels: np.ndarray, places: np.ndarray) -> np.ndarray:
     """An image (channels, side, side), uint8, and beside it the same with `places` (side, side), 0 to 1, coloured, the
     stronger the more: uint8 (3, side, 2 side)."""

@@ -6,7 +6,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.ticker import MaxNLocator
 
-from fomo.figures.drawing import BLUE, ORANGE, beside_map, new_axes
+from fomo.figures.drawing import BLUE, ORANGE, beside_map, new_axes, short
 from fomo.figures.heads import accuracies, alphas
 from fomo.figures.study import losses
 
@@ -15,7 +15,7 @@ def class_balance(images: pd.DataFrame, classes: list[str], *, ax: plt.Axes | No
     """Images of each class, in train and in validation. `images`: label, split."""
     ax = new_axes(ax, height=max(2.5, 0.28 * len(classes) + 1))
     counts = images.groupby(["label", "split"]).size().unstack().reindex(range(len(classes)))[["train", "validation"]]
-    counts.set_axis(classes).plot.barh(stacked=True, ax=ax, color=[BLUE, ORANGE], width=0.8)
+    counts.set_axis([short(name) for name in classes]).plot.barh(stacked=True, ax=ax, color=[BLUE, ORANGE], width=0.8)
     ax.invert_yaxis()
     ax.set(xlabel="images", ylabel="", title="Images of each class")
     ax.grid(axis="y", visible=False)
@@ -26,14 +26,15 @@ def class_balance(images: pd.DataFrame, classes: list[str], *, ax: plt.Axes | No
 def image_grid(pixels: np.ndarray, titles: list[str], *, columns: int = 8) -> np.ndarray:
     """Images (n, channels, height, width), uint8 or 0 to 1, in rows of `columns`, each under its title."""
     rows, shape = max(1, -(-len(pixels) // columns)), np.shape(pixels)
-    size = (1.25 * columns * shape[-1] / shape[-2], 1.55 * rows)
+    width = shape[-1] / shape[-2]  # 18 letters fit over a square
+    size = (1.25 * columns * width, 1.55 * rows)
     _, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     for ax in axes.flat:
         ax.axis("off")
     for ax, image, text in zip(axes.flat, pixels, titles, strict=False):
         image = np.broadcast_to(image, (3, *image.shape[1:])).transpose(1, 2, 0)
         ax.imshow(image if image.dtype == np.uint8 else image.clip(0, 1))
-        ax.set_title(text, fontsize=9)
+        ax.set_title("\n".join(short(line, round(18 * width)) for line in text.split("\n")), fontsize=9)
     return axes
 
 
@@ -61,6 +62,7 @@ def confusion(table: pd.DataFrame, *, ax: plt.Axes | None = None) -> plt.Axes:
     """Share of each true class (row) that is predicted as each class (column); numbers where there is room for them."""
     side = max(4.5, 0.5 * len(table) + 1.5) if len(table) <= 20 else 9.0
     ax = new_axes(ax, side + 1, side)
+    table = table.rename(index=short, columns=short)
     shares = table.div(table.sum(axis=1).clip(lower=1), axis=0)
     few = len(table) <= 20
     sns.heatmap(shares, annot=table if few else False, fmt="d", cmap="Blues", vmin=0, vmax=1, square=True, ax=ax)

@@ -135,6 +135,17 @@ def gap(metrics: pd.DataFrame, validation: pd.DataFrame) -> pd.DataFrame:
     return table.loc[list(METRICS)].assign(**{"validation minus test": table["validation"] - table["test"]})
 
 
+def interval(row: Mapping) -> str:
+    """A metric with its 95% interval, as text. `row`: value, low, high."""
+    return "{value:.3f} [{low:.3f}, {high:.3f}]".format(**row)
+
+
+def told(metrics: pd.DataFrame) -> str:
+    """The final model's metrics with their intervals, as text."""
+    final = metrics[metrics["model"] == "final"].set_index("metric")
+    return ", ".join(f"{name} {interval(final.loc[name])}" for name in ("macro F1", "macro precision", "accuracy"))
+
+
 def beside_report(metrics: pd.DataFrame, dataset: str) -> pd.DataFrame:
     """The table "report | ours | low | high" of the last model in `metrics`; NaN where the report has no number."""
     ours = metrics[metrics["model"] == metrics["model"].iloc[-1]].set_index("metric")

@@ -162,7 +162,8 @@ def _notes(
     if len(unreadable):
         notes.append(f"{len(unreadable)} train images cannot be read, left out: {some(list(unreadable['file']))}")
     if len(leaked):
-        action = "left out of training" if config.on_leak == "drop" else "kept (on_leak='drop' leaves them out)"
+        kept = "kept, so the test flatters (on_leak='drop' leaves them out)"
+        action = "left out of training" if config.on_leak == "drop" else kept
         notes.append(f"{len(leaked)} train images show what a test image shows; they are {action}")
     known = seen[seen["split"] == "train"].set_index("file")["digest"]
     digest = images["file"].map(known).where(lambda digest: digest.notna(), images["file"])

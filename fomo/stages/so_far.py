@@ -69,9 +69,5 @@ def evaluate_so_far(run: Run) -> str:
     named, options = {"final": model.classifier.decide(logits)[0]}, {"resamples": run.config.bootstrap}
     table = metrics.measure(part[2], named, len(model.classes), seed=run.config.seed, **options)
     write_table(run.folder / "so_far.csv", table.assign(split=split, images=len(part[1])))
-    values = table.set_index("metric")
-    text = ", ".join(
-        f"{name} {values.loc[name, 'value']:.3f} [{values.loc[name, 'low']:.3f}, {values.loc[name, 'high']:.3f}]"
-        for name in ("macro F1", "accuracy")
-    )
-    return f"the best model so far: {text} on {len(part[1])} {split} images (95% intervals) | model: {path}"
+    worth = f"{metrics.told(table)} on {len(part[1])} {split} images (95% intervals)"
+    return f"the best model so far: {worth} | model: {path}"

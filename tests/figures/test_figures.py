@@ -124,7 +124,7 @@ def test_every_figure_is_tested():
 def test_no_figure_of_the_modules_is_left_out():
     modules = [importlib.import_module(f"fomo.figures.{name}") for name in ("run", "study", "heads")]
     names = {name for module in modules for name, value in vars(module).items() if inspect.isfunction(value)}
-    assert {name for name in names if name[0] != "_"} - {"new_axes", "beside_map"} == set(figures.__all__)
+    assert {name for name in names if name[0] != "_"} - {"new_axes", "beside_map", "short"} == set(figures.__all__)
 
 
 @pytest.mark.parametrize("name", ONE_AXES)
@@ -276,6 +276,15 @@ def test_image_grid_shows_each_image_under_its_title():
     axes = draw("image_grid", columns=3)
     assert axes.shape == (2, 3)
     assert [ax.get_title() for ax in axes.flat] == ["a", "b", "c", "d", "e", ""]
+
+
+def test_long_names_leave_room_for_the_images():
+    names = [f"a name {'that is long' * 9} {end}" for end in ("one", "two")]
+    axes = figures.image_grid(np.zeros((1, 1, 8, 8), np.uint8), [f"cat\n{names[0]}"])
+    assert axes[0, 0].get_title() == "cat\na name th…long one"
+    axes = figures.confusion(pd.DataFrame([[1, 2], [3, 4]], names, names))
+    assert {len(label.get_text()) for label in axes.get_xticklabels()} == {32}
+    assert [text.get_text() for text in axes.texts] == ["1", "2", "3", "4"]
 
 
 def test_heatmap_leaves_the_image_as_it_is_beside_it_and_where_the_map_is_zero():
