@@ -68,8 +68,11 @@ def _gather(run: Run) -> dict:
     if accuracy["low"] == accuracy["high"]:  # of images that are all named right, resampling cannot tell more
         wilson = binomtest(round(accuracy["value"] * images), int(images)).proportion_ci(method="wilson")
         accuracy |= {"low": wilson.low, "high": wilson.high}
-    facts["accuracies"] = accuracies
-    facts |= {"model": model, "path": shlex.quote(model.replace("$", "$$"))}  # make itself reads $
+    facts |= {
+        "accuracies": accuracies,
+        "model": model,
+        "path": shlex.quote(model.replace("$", "$$")),
+    }  # make reads $
     facts |= {"date": time.strftime("%d %B %Y", time.localtime((run.folder / MODEL).stat().st_mtime))}
     facts |= {"pages": [page.name for page in sorted((run.folder / "notebooks").glob("*.html"))]}
     return facts | {"know": _know(**facts), "tables": _tables(**facts), "pictures": _pictures(run)}
@@ -121,14 +124,12 @@ def _tables(run: Run, data, result: Evaluation | None, findings: pd.DataFrame, m
     asked["packages"] = ", ".join(f"{name} {asked.pop(name)}" for name in ("python", *PACKAGES))
     asked = pd.DataFrame([(name, str(value)) for name, value in asked.items()], columns=["what", "value"])
     counts = data.images["split"].value_counts().rename_axis("images for").reset_index(name="count")
-    tables = {"asked": asked, "counts": counts, "findings": findings}
-    tables |= {"left out": data.left_out.head(FEW), "steps": _steps(run)}
-    tables |= {"brought": _brought(metrics), "trials": _stored(run, "4_bayesian_optimization", "trials")}
-    tables |= {"heads": _stored(run, "7_darts", "ranking")}
-    if len(trials := tables["trials"]):
+    tables = {"asked": asked, "counts": counts, "findings": findings, "left out": data.left_out.head(FEW)}
+    tables |= {"steps": _steps(run), "brought": _brought(metrics)}
+    if len(trials := _stored(run, "4_bayesian_optimization", "trials")):
         complete = trials[trials["status"] == "complete"].loc[:, :"validation_accuracy"]
         tables["trials"] = complete.drop(columns="status").nsmallest(5, "objective")
-    if len(ranking := tables["heads"]):
+    if len(ranking := _stored(run, "7_darts", "ranking")):
         tables["heads"] = ranking[["name", "activation", "alpha", "accuracy", "std"]].nlargest(5, "accuracy")
     if result:
         tables["classes"] = result.per_class.sort_values("F1")
