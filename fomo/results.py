@@ -19,6 +19,7 @@ from fomo.stages.final import compose
 from fomo.stages.finetuning import optimize_finetuning
 from fomo.stages.head_search import search_head, train_head, tune_head
 from fomo.stages.metrics import REPORT, interval
+from fomo.stages.planning import settle
 from fomo.stages.preprocessing import preprocess
 from fomo.stages.racing import finetune_best, race
 from fomo.storage import read_json, read_table, write_json, write_table
@@ -36,7 +37,10 @@ def collect(run: Run) -> Path:
 
     Raises `UserError` if a stage is not finished, or if that folder holds a run of other settings.
     """
-    missing = [name for name in _stages(run) if not run.finished(name)]
+    planned = not run.clock.limited or run.finished("0_plan")
+    if planned:
+        settle(run)  # which stages it has, the plan says
+    missing = [name for name in _stages(run) if not run.finished(name)] if planned else ["0_plan"]
     if missing:
         todo = "make report with the same variables goes on with it"
         raise UserError(f"{run} has not finished {', '.join(missing)}; {todo}")

@@ -204,3 +204,16 @@ def test_measured_shows_ours_beside_the_reports(tmp_path, monkeypatch):
         "skin_cancer-drop": "slow one",
         "own (validation)": "fast one",
     }
+
+
+def test_run_with_minutes_has_the_stages_of_its_plan(tmp_path, monkeypatch):
+    folder = toys.write_dataset(tmp_path / "own", train=8, test=2)
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "kept")
+    asked = {"minutes": 2, "backbone": "test_efficientnet", "weights": "random", "image_size": 32, "bootstrap": 50}
+    with pytest.raises(UserError, match="has not finished 0_plan"):
+        results.collect(fomo.Run(folder, **asked))
+    run = fomo.Run(folder, **asked)
+    fomo.evaluate(run)
+    fomo.suspects(run)
+    assert fomo.Run(folder, **asked).config.trials > run.config.trials == 0  # before there is a plan, and by it
+    assert not (results.collect(fomo.Run(folder, **asked)) / "trials.csv").exists()
