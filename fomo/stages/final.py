@@ -58,9 +58,9 @@ def compose(run: Run) -> Final:
         judged = [judge_options(run, member, first=not number) for number, member in enumerate(members)]
         tables = [table.assign(network=number) for number, (table, _, _) in enumerate(judged, start=1)]
         stage.save_table("options", pd.concat(tables))
-        unlike = {source: calibration.fit_unlike(one).state_dict() for source, one in judged[0][2].items()}
-        save_state(stage.path("unlike.pt"), unlike)
         write_json(stage.path("chosen.json"), taken := choose([worth for _, worth, _ in judged], run.config))
+        features = judged[0][2]["probe" if taken["heads"] == "probe" else "finetuned"]
+        save_state(stage.path("unlike.pt"), calibration.fit_unlike(features).state_dict())
         told = np.concatenate([worth[*taken.values()][3] for _, worth, _ in judged if tuple(taken.values()) in worth])
         with new_array(stage.path("told.npy"), told.shape, np.float64) as store:
             store[:] = told
@@ -77,10 +77,10 @@ def compose(run: Run) -> Final:
     views = next(one for one in all_views(run.config) if len(one) == chosen["views"])
     networks = [put_together(run, member, chosen["heads"], views) for member in members[: len(temperatures)]]
     handicaps = (adjustment * log_shares(data)).tolist()
-    unlike = load_state(stage.path("unlike.pt"), run.device)["probe" if chosen["heads"] == "probe" else "finetuned"]
+    unlike = Unlike(**load_state(stage.path("unlike.pt"), run.device))
     heads = {"searched": [search_head(run).head] if run.config.darts_epochs else []}
     heads |= {"probe": [LINEAR], "finetuned": [LINEAR], "both": [*heads["searched"], LINEAR]}
-    model = make_model(run, data, networks, heads[chosen["heads"]], temperatures, handicaps, Unlike(**unlike))
+    model = make_model(run, data, networks, heads[chosen["heads"]], temperatures, handicaps, unlike)
     return Final(model, options, chosen, decisions, adjustment)
 
 
