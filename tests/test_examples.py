@@ -19,7 +19,7 @@ from fomo.config import ROOT
 PAGES = [ROOT / name for name in ("README.md", "fomo/README.md", "data/README.md", "data/results/README.md")]
 TEXT = "\n".join(page.read_text() for page in PAGES)
 EXAMPLES = re.findall(r"^```python\n(.*?)^```$", TEXT, flags=re.MULTILINE | re.DOTALL)
-COMMANDS = sorted(set(re.findall(r"\bmake [a-z]+(?: [A-Z_]+=[\w/.]+)*", TEXT)))
+COMMANDS = sorted(set(re.findall(r'\bmake [a-z]+(?: [A-Z_]+=(?:[\w/.]+|"[^"]+"))*', TEXT)))
 
 
 @pytest.fixture
@@ -37,8 +37,11 @@ def folder(finished, dataset, tmp_path, monkeypatch):
         return fomo.estimator.ImageClassifier(preset="quick", settings=settings)
 
     shutil.copy(finished.evaluation.model_path, tmp_path / "model.safetensors")
-    Image.fromarray(toys.draw(1)).save(tmp_path / "boot.png")
     toys.write_class_folders(tmp_path / "path" / "to" / "folder", count=5)
+    shutil.copy(finished.evaluation.model_path, tmp_path / "path" / "to")
+    (tmp_path / "photos").mkdir()
+    for place in (tmp_path, tmp_path / "photos"):
+        Image.fromarray(toys.draw(1)).save(place / "boot.png")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(fomo, "Run", run)
     monkeypatch.setattr(fomo, "ImageClassifier", classifier)
@@ -81,11 +84,11 @@ def test_no_docstring_with_an_example_is_left_out():
 @pytest.mark.parametrize("command", COMMANDS)
 def test_command_is_one_that_make_knows_and_fomo_accepts(command, folder, monkeypatch, capsys):
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
-    asked = subprocess.run([*command.split(), "--dry-run"], cwd=ROOT, env=environment, capture_output=True, text=True)
+    words = shlex.split(command)
+    asked = subprocess.run([*words, "--dry-run"], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert asked.returncode == 0, asked.stderr
-    values = {"DATASET": "fashion_sample", "SEED": "0"} | dict(
-        part.split("=") for part in command.split() if "=" in part
-    )
+    given = dict(part.split("=") for part in words if "=" in part)
+    values = {"DATASET": "fashion_sample", "SEED": "0"} | given
     shown = re.sub(r"\$(\w+)", lambda name: values.get(name[1], ""), asked.stdout.replace("\\\n", ""))
     lines = [shlex.split(line) for line in shown.splitlines() if "-m fomo " in line]
     if command.startswith(("make report", "make results", "make inspect DATASET", "make predict")):
