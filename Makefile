@@ -42,7 +42,7 @@ endif
 
 help:  ## this list
 	@echo "fomo: finetune, optimise, search"
-	@sed -n 's/^\([a-z-]*\):.*##/  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*##/  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
 	@echo "  variables     DATASET (a name, a folder, an archive, a table), MINUTES, METRIC (macro_f1, accuracy, log_loss), PRESET (auto, quick, report), PLAN, SEED, BACKBONE, WEIGHTS, IMAGE_SIZE, ON_BAD, ON_LEAK, ON_RARE, COLUMNS; MODEL, IMAGES, TO (onnx, torch)"
 
 RUN = --dataset="$$DATASET" --preset="$$PRESET" --minutes="$$MINUTES" --metric="$$METRIC" --plan="$$PLAN" --seed="$$SEED" \
