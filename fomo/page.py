@@ -95,7 +95,8 @@ def _know(run, data, result: Evaluation | None, findings: pd.DataFrame, metrics,
         rows.insert(0, (False, "Interrupted: this is the best model so far. The same command goes on from there."))
         return sorted(rows, key=lambda row: row[0])
     doubtful = sum(kind == "label" for kind in _stored(run, "13_suspects", "suspects").get("kind", []))
-    rows += [(False, f"{doubtful} labels are perhaps wrong: see 13_suspects/suspects.csv.")] * bool(doubtful)
+    text = f"Labels that may be wrong: {doubtful}, many of them only hard. 13_suspects/suspects.csv ranks them."
+    rows += [(False, text)] * bool(doubtful)
     if run.clock.decisions.get("suspects") == 0:
         rows.append((False, "No minutes were left to look for wrong labels."))
     few = list(result.per_class["class"][result.per_class["images"] < FEW])

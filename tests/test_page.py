@@ -111,8 +111,8 @@ def test_suspects_are_shown_where_the_run_has_them(copied):
     text, page, _, card = written(copied)
     assert "suspects" in page.ids
     assert "a.png" in text
-    assert "! look</b>1 labels are perhaps wrong" in text
-    assert r"- 1 labels are perhaps wrong: see 13\_suspects/suspects.csv." in card
+    assert "! look</b>Labels that may be wrong: 1, many" in text
+    assert r"13\_suspects/suspects.csv ranks them." in card
 
 
 def test_notes_are_sentences_and_names_of_files_stay_as_they_are(copied):
