@@ -8,7 +8,7 @@ from fomo.training.logistic import MOST, MOST_TO_CHOOSE
 START = 1.5  # of each training: the network is built, its first steps are slow
 LOOKED_AT = 20_000  # images at most that are searched for wrong labels
 LOOKING = 0.01  # of the minutes: what that may take, if more than a thousand are
-PAGES = 20.0  # of the notebooks and their pages; two of them are left out where nothing is searched
+PAGES = 24.0  # of the notebooks and their pages; two of them are left out where nothing is searched
 SAFETY = 1.08  # what is planned is this much longer than what was timed
 
 ORDER = (
