@@ -19,7 +19,7 @@ from fomo.config import ROOT
 PAGES = [ROOT / name for name in ("README.md", "fomo/README.md", "data/README.md", "data/results/README.md")]
 TEXT = "\n".join(page.read_text() for page in PAGES)
 EXAMPLES = re.findall(r"^```python\n(.*?)^```$", TEXT, flags=re.MULTILINE | re.DOTALL)
-COMMANDS = sorted(set(re.findall(r'\bmake [a-z]+(?: [A-Z_]+=(?:[\w/.]+|"[^"]+"))*', TEXT)))
+COMMANDS = sorted(set(re.findall(r'\bmake [a-z-]+(?: [A-Z_]+=(?:[\w/.]+|"[^"]+"))*', TEXT)))
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def test_command_is_one_that_make_knows_and_fomo_accepts(command, folder, monkey
 def test_names_in_the_texts_exist():
     """For somebody who has imported fomo and nothing else: a package hands on what it names."""
     names = {name for name in re.findall(r"`(fomo(?:\.\w+)+)", TEXT) if not name.endswith(".py")}
-    assert len(names) >= 4
+    assert len(names) >= 2
     for name in names:
         place = fomo
         for part in name.split(".")[1:]:
