@@ -20,7 +20,7 @@ from fomo.pages import shorten
 from fomo.results import PACKAGES, machine
 from fomo.stages.evaluation import MODEL, Evaluation, evaluate
 from fomo.stages.forecast import ORDER
-from fomo.stages.metrics import gap, interval
+from fomo.stages.metrics import gained, gap, interval
 from fomo.stages.planning import plan
 from fomo.stages.preprocessing import preprocess
 from fomo.storage import read_json, read_table, write_bytes
@@ -68,11 +68,8 @@ def _gather(run: Run) -> dict:
     if accuracy["low"] == accuracy["high"]:  # of images that are all named right, resampling cannot tell more
         wilson = binomtest(round(accuracy["value"] * images), int(images)).proportion_ci(method="wilson")
         accuracy |= {"low": wilson.low, "high": wilson.high}
-    facts |= {
-        "accuracies": accuracies,
-        "model": model,
-        "path": shlex.quote(model.replace("$", "$$")),
-    }  # make reads $
+    facts |= {"accuracies": accuracies, "model": model}
+    facts["path"] = shlex.quote(model.replace("$", "$$"))  # make itself reads $
     facts |= {"date": time.strftime("%d %B %Y", time.localtime((run.folder / MODEL).stat().st_mtime))}
     facts |= {"pages": [page.name for page in sorted((run.folder / "notebooks").glob("*.html"))]}
     return facts | {"know": _know(**facts), "tables": _tables(**facts), "pictures": _pictures(run)}
@@ -165,7 +162,7 @@ def _brought(metrics: pd.DataFrame) -> pd.DataFrame:
         cells = rows.setdefault(row["model"], {"model": row["model"]})
         cells[row["metric"]] = interval(row)
         if row["metric"] == "macro F1" and row["model"] != "final":
-            cells["final is better by"] = "{gain:+.3f} [{gain_low:+.3f}, {gain_high:+.3f}]".format(**row)
+            cells["final is better by"] = gained(row)
     return pd.DataFrame(rows.values())
 
 

@@ -23,7 +23,7 @@ from fomo.data.datasets import load_dataset
 from fomo.evidence.peers import plain, probe
 from fomo.paths import runs_folder
 from fomo.stages.evaluation import evaluate
-from fomo.stages.metrics import measure
+from fomo.stages.metrics import gained, measure
 from fomo.storage import atomic, read_json, read_table, write_json, write_table
 
 FOLDER = runs_folder("fashion_sample").parent / "minutes"
@@ -190,13 +190,9 @@ def summary(table: pd.DataFrame, metric: str = "macro F1") -> pd.DataFrame:
     of = table[table["metric"] == metric].set_index(["task", "minutes", "method"])
     shown = of["value"].round(3).unstack("method")
     for peer in ("probe", "plain"):
-        gain = of.xs(peer, level="method").apply(_interval, axis=1)
+        gain = of.xs(peer, level="method").apply(gained, axis=1)
         shown[f"fomo - {peer}"] = gain.reindex(shown.index)
     return shown.fillna("")
-
-
-def _interval(row: pd.Series) -> str:
-    return f"{row['gain']:+.3f} [{row['gain_low']:+.3f}, {row['gain_high']:+.3f}]"
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:

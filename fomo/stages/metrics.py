@@ -140,6 +140,11 @@ def interval(row: Mapping) -> str:
     return "{value:.3f} [{low:.3f}, {high:.3f}]".format(**row)
 
 
+def gained(row: Mapping) -> str:
+    """A gain with its 95% interval, as text. `row`: gain, gain_low, gain_high."""
+    return "{gain:+.3f} [{gain_low:+.3f}, {gain_high:+.3f}]".format(**row)
+
+
 def told(metrics: pd.DataFrame) -> str:
     """The final model's metrics with their intervals, as text."""
     final = metrics[metrics["model"] == "final"].set_index("metric")
