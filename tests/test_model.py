@@ -1,6 +1,6 @@
 import json
-import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from types import SimpleNamespace
 
@@ -264,7 +264,25 @@ def test_images_are_drawn_from_an_iterable_as_they_are_needed(model, monkeypatch
 
     monkeypatch.setattr(model, "_inputs", lambda pixels: at_first.append(len(drawn)) or inputs(pixels))
     assert len(model.predict(draw(), batch_size=10)) == 300
-    assert at_first[0] <= 10 + max(10, 8 * os.cpu_count()) + 1
+    assert at_first[0] <= 10 * (2 * torch.get_num_threads() + 1)
+
+
+@pytest.mark.parametrize(("sizes", "threads"), [([1], 4), ([1, 1], 2), ([1, 1, 1], 1), ([2, 2, 2], 1), ([3, 3, 3], 1)])
+def test_few_images_are_shared_out_to_four_cores(model, monkeypatch, sizes, threads):
+    told = []
+    monkeypatch.setattr("torch.get_num_threads", lambda: 4)
+    monkeypatch.setattr("torch.set_num_threads", told.append)
+    assert [len(part) for part in model.tables([np.zeros((24, 24), np.uint8)] * sum(sizes))] == sizes
+    assert told == [threads] * len(sizes) + [4]
+
+
+def test_prediction_leaves_the_number_of_threads_as_it_was(model):
+    """torch gives a new thread the number that was set last in any thread."""
+    before = torch.get_num_threads()
+    model.predict([np.zeros((24, 24), np.uint8)] * 300)
+    assert torch.get_num_threads() == before
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(torch.get_num_threads).result() == before
 
 
 def test_prediction_crops_as_the_model_was_trained(model):

@@ -76,16 +76,17 @@ def _pad(image: Image.Image, side: int) -> Image.Image:
 FITS = {"crop": _crop, "squish": _squish, "pad": _pad}
 
 
-def for_each(function, items: Iterable, description: str = "", ahead: int = 0):
-    """Yields function(item) in order; all cores work, and only a few items and results are held at a time, or as many
-    as are to be computed `ahead`. A bar shows how far it is, unless there is no `description`."""
+def for_each(function, items: Iterable, description: str = "", cores: int | None = None, ahead: int = 8):
+    """Yields function(item) in order; all cores work, or so many, and at most `ahead` items for each of them and their
+    results are held at a time. A bar shows how far it is, unless there is no `description`."""
+    cores = cores or os.cpu_count()
     options = {"desc": description, "leave": False} if description else {"disable": True}
     total = len(items) if isinstance(items, Sized) else None
-    with ThreadPoolExecutor(os.cpu_count()) as pool, Bar(total=total, **options) as bar:
+    with ThreadPoolExecutor(cores) as pool, Bar(total=total, **options) as bar:
         waiting = deque()
         for item in items:
             waiting.append(pool.submit(function, item))
-            if len(waiting) > max(ahead, 8 * os.cpu_count()):
+            if len(waiting) > ahead * cores:
                 yield waiting.popleft().result()
                 bar.update()
         for future in waiting:
