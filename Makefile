@@ -77,7 +77,7 @@ export: $(VENV)/installed  ## a model in one file that needs no fomo; make expor
 networks: $(VENV)/installed  ## downloads three networks that plans then try, too; once, with the internet
 	@$(BIN)/python -m fomo networks
 
-bench: $(VENV)/installed  ## what each way saves, beside doing without, and a figure: under an hour
+bench: $(VENV)/installed  ## what each way saves, beside doing without: minutes
 	@$(BIN)/python -m fomo bench --dataset="$$DATASET"
 
 evidence: $(VENV)/installed  ## what the searches are worth, with many seeds: hours, unless data/results has it

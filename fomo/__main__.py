@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     command.add_argument("--threshold", type=float, metavar="SHARE", help="the class is 'unsure' below this confidence")
     command.add_argument("--explain", type=Path, metavar="FOLDER", help="for pictures of where the model looks")
-    command = commands.add_parser("bench", help="what each of fomo's ways saves, as a table of ratios; under an hour")
+    command = commands.add_parser("bench", help="what each of fomo's ways saves, as a table of ratios; minutes")
     command.add_argument("--dataset", default="fashion_sample", help=f"{', '.join(DATASETS)}, a folder or a table")
     command.add_argument(
         "--image-size", type=int, default=128, help="in pixels, of the loading and the feature extraction"

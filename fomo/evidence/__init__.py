@@ -3,7 +3,7 @@
 
 searches (all of it, in turn), minutes (fomo beside its peers, at equal minutes), steps (finetunings of so many steps),
 label_errors (wrong labels that are found), problems (what studies are compared on), finetuning (recipes, cheaper
-trials), darts_variants; bench, bench_memory, bench_pipeline, bench_table; torture, attempts.
+trials), darts_variants; bench, bench_memory, bench_table; torture, attempts.
 """
 
 import lazy_loader

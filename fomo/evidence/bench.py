@@ -1,4 +1,4 @@
-"""What `make bench` times in one run, as ratios of medians: loading, feature extraction, heads in a bank."""
+"""What `make bench` times in one run, as ratios of medians: loading, features, prediction, heads in a bank."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -13,9 +13,11 @@ from torch.utils.data import DataLoader
 from fomo.artifacts import Run
 from fomo.data.batches import FeatureBatches, ImageBatches, loader
 from fomo.data.images import to_pixels
+from fomo.model import load_model
 from fomo.networks.bank import HeadBank
 from fomo.networks.heads import HEADS, Head
 from fomo.networks.inference import store_features
+from fomo.stages.evaluation import evaluate
 from fomo.stages.finetuning import FINETUNING_FIRST, untrained
 from fomo.stages.head_search import HEAD_SPACE
 from fomo.stages.preprocessing import image_loader, preprocess
@@ -99,6 +101,25 @@ def extraction(run: Run) -> pd.DataFrame:
     shares = seconds["forward passes, bare"] / seconds
     table = pd.DataFrame({"images/s": count / seconds, "share of bare passes": shares})
     return table.rename_axis("what").reset_index()
+
+
+def prediction(run: Run, count: int = 2000) -> pd.DataFrame:
+    """Images a second (median of `REPEATS`) that the model of a run, which is finished if it is not, predicts from the
+    bytes of their files; and those of its bare passes over batches that are ready."""
+    dataset, model = preprocess(run).dataset, load_model(evaluate(run).model_path)
+    files = [dataset.source.content(file) for file in dataset.train["file"][:count]]
+    ready = torch.rand(min(64, len(files)), 3, model.description["image_size"], model.description["image_size"])
+    passes = len(files) // len(ready)
+
+    def bare() -> None:
+        with torch.inference_mode():
+            for _ in range(passes):
+                model.classifier.eval().judge(ready)
+
+    timed = {"prediction": lambda: model.predict(files), "forward passes, bare": bare}
+    seconds = pd.DataFrame(_rounds(list(timed.values())), columns=list(timed)).median()
+    rates = pd.Series({"prediction": len(files), "forward passes, bare": passes * len(ready)}) / seconds
+    return rates.rename("images/s").rename_axis("what").reset_index()
 
 
 def heads(images: int = 5600, features: int = 512, classes: int = 7, batch_size: int = 64) -> pd.DataFrame:

@@ -9,15 +9,12 @@ import pytest
 import torch
 
 from fomo.__main__ import main
-from fomo.config import make_config
 from fomo.data.batches import FeatureBatches, ImageBatches, loader
-from fomo.evidence import bench, bench_pipeline, bench_table
+from fomo.evidence import bench, bench_table
 from fomo.evidence.bench_memory import memory, peak
-from fomo.evidence.bench_pipeline import OneByOne, compare, contestants, finish, pipeline, search_one_by_one
 from fomo.networks.bank import HeadBank
-from fomo.networks.heads import HEADS, LINEAR, Head
-from fomo.results import costs
-from fomo.storage import new_array, read_json, read_table, release, write_json
+from fomo.networks.heads import LINEAR, Head
+from fomo.storage import new_array, read_json, read_table, release
 from fomo.training.loop import DivergedError
 
 
@@ -32,21 +29,13 @@ def big(tmp_path) -> np.ndarray:
 
 @pytest.fixture
 def kept(tmp_path, monkeypatch):
-    """A folder in place of data/results, with the costs of two data sets."""
-    monkeypatch.setattr(bench_table, "RESULTS", tmp_path / "results")
-    for name, seconds in {"flowers": 30.0, "skin_cancer": 60.0}.items():
-        folder = tmp_path / "results" / name
-        folder.mkdir(parents=True)
-        table = pd.DataFrame({"stage": list(bench_table.STAGES), "seconds": seconds})
-        table.loc[table["stage"] == "5_best_finetuning", "seconds"] = 600.0
-        table.to_csv(folder / "costs.csv", index=False)
-        gpu = {"gpu": "fast one"} if name == "skin_cancer" else {}
-        write_json(folder / "machine.json", {"processor": "slow one"} | gpu)
-    return tmp_path / "results"
+    """A folder in place of data/results."""
+    monkeypatch.setattr(bench_table, "RESULTS", tmp_path)
+    return tmp_path
 
 
 @pytest.fixture
-def counted(kept, monkeypatch) -> list[str]:
+def counted(monkeypatch) -> list[str]:
     """The measurements in place of which numbers are given: each adds its name here when it is made."""
     made = []
 
@@ -57,12 +46,13 @@ def counted(kept, monkeypatch) -> list[str]:
     stand_in(bench, "loading", pd.DataFrame(rates, columns=["what", "images/s"]))
     rates = [("feature extraction", 95.0), ("forward passes, bare", 100.0)]
     stand_in(bench, "extraction", pd.DataFrame(rates, columns=["what", "images/s"]))
+    rates = [("prediction", 90.0), ("forward passes, bare", 100.0)]
+    stand_in(bench, "prediction", pd.DataFrame(rates, columns=["what", "images/s"]))
     heads = {"what": ["the 37 heads"], "bank, s": [2.0], "one by one, s": [8.0], "ratio": [4.0]}
     heads |= {"one by one, one thread, s": [6.0], "ratio, one thread": [3.0], "share of product rate": [0.4]}
     stand_in(bench, "heads", pd.DataFrame(heads))
     grown = {"memory": ["private"], "images": [10], "more": [100], "MB": [200.0], "MB at more": [220.0], "ratio": [1.1]}
     stand_in(bench_table, "memory", pd.DataFrame(grown))
-    stand_in(bench_table, "pipeline", [bench.row("whole pipeline", 2.0, 20.0, "min", 10.0, "times as fast")])
     return made
 
 
@@ -89,6 +79,12 @@ def test_extraction_is_told_as_a_share_of_the_bare_passes_and_leaves_nothing(cop
     rates = table["images/s"]
     assert table["share of bare passes"].tolist() == pytest.approx([rates[0] / rates[1], 1])
     assert sorted(copied.folder.iterdir()) == before
+
+
+def test_prediction_is_timed_beside_the_passes_of_the_same_model(copied, once):
+    table = bench.prediction(copied, 70)
+    assert table["what"].tolist() == ["prediction", "forward passes, bare"]
+    assert (table["images/s"] > 0).all()
 
 
 def test_heads_in_a_bank_are_timed_beside_the_same_heads_one_after_another(monkeypatch):
@@ -188,100 +184,18 @@ def test_memory_is_measured_in_processes_of_their_own(monkeypatch, capsys):
     assert table["ratio"].tolist() == pytest.approx((table["MB at more"] / table["MB"]).tolist())
 
 
-# ---- the pipeline
-
-
-def test_both_pipelines_have_one_backbone_and_size_and_the_reports_its_own_procedure():
-    ours, reports = contestants(48)
-    size = {"backbone": "tf_efficientnet_lite0", "image_size": 48}
-    assert reports.config == make_config("fashion_sample", "report", head_seeds=1, **size)
-    assert (reports.config.trials, reports.config.trial_share, reports.config.head_batch) == (30, 1.0, 1)
-    assert (ours.config.backbone, ours.config.image_size) == (reports.config.backbone, reports.config.image_size)
-    assert ours.folder != reports.folder != contestants(64)[1].folder
-
-
-def test_pipelines_are_compared_at_each_size(monkeypatch):
-    monkeypatch.setattr(bench_pipeline, "finish", lambda run: run)
-    monkeypatch.setattr(bench_pipeline, "compare", lambda *runs: runs)
-    runs = pipeline()
-    assert [run.config.image_size for run in runs] == [64, 64, 128, 128]
-    assert [run.preset for run in runs] == ["quick", "report"] * 2
-
-
-def test_stage_that_was_cut_off_is_computed_anew_and_the_others_are_not(copied):
-    before = costs(copied).set_index("stage")["seconds"]
-    record = copied.folder / "9_head" / "stage.json"
-    write_json(record, {"config": read_json(record)["config"], "done": False})
-    (record.parent / "checkpoint.pt").write_bytes(b"half")
-    finish(copied)
-    assert read_json(record)["done"]
-    assert not read_json(record)["resumed"]
-    assert costs(copied).set_index("stage")["seconds"].drop("9_head").equals(before.drop("9_head"))
-
-
-def test_candidates_one_by_one_are_the_37():
-    torch.manual_seed(0)
-    candidates = OneByOne(8, 3).eval()
-    features = torch.randn(5, 8)
-    logits = candidates(features)
-    assert logits.shape == (len(HEADS), 5, 3)
-    assert all(torch.equal(one(features), row) for one, row in zip(candidates.networks, logits, strict=True))
-
-
-def test_search_one_by_one_is_kept_with_the_run(copied):
-    seconds = search_one_by_one(copied)
-    assert set(seconds) == {"DARTS", "alone"}
-    assert min(seconds.values()) > 0
-    assert search_one_by_one(copied) == seconds
-
-
-def test_reports_head_search_counts_as_a_loop(copied):
-    write_json(copied.folder / "one_by_one.json", {"DARTS": 3000.0, "alone": 600.0})
-    seconds = costs(copied).set_index("stage")["seconds"]
-    time, f1 = compare(copied, copied)
-    assert time["ours"] == pytest.approx(seconds.sum() / 60)
-    assert time["other"] == pytest.approx(60 + seconds.drop("7_darts").sum() / 60)
-    assert time["ratio"] == pytest.approx(time["other"] / time["ours"])
-    assert 0 <= f1["ours"] == f1["other"] <= 1
-    assert f1["note"].count("[") == 2
-
-
 # ---- the table
 
 
 def test_table_has_a_row_for_each_comparison_and_its_ratio(counted, kept):
     text = bench_table.gather()
     table = read_table(kept / "bench.csv").set_index("what")
-    assert table["ratio"].tolist() == pytest.approx([1.5, 5.0, 0.95, 4.0, 3.0, 1.1, 4 / 21, 4 / 11, 10.0])
-    assert list(table["part"].unique()) == ["images", "heads", "memory", "search", "pipeline"]
-    own = table[table["part"] != "search"]
-    assert own["measured_on"].str.contains("threads").all()
-    assert table.loc[table["part"] == "search", "measured_on"].tolist() == ["slow one", "fast one"]
-    assert list(read_table(kept / "bench.csv").columns)[-1] == "measured_on"
+    assert counted == ["loading", "extraction", "prediction", "heads", "memory"]
+    assert table["ratio"].tolist() == pytest.approx([1.5, 5.0, 0.95, 0.9, 4.0, 3.0, 1.1])
     assert all(what in text for what in table.index)
-    assert read_json(kept / "bench_machine.json")["cores"] >= 1
-
-
-def test_where_the_time_goes_is_told_and_drawn(counted, tmp_path):
-    text = bench_table.gather()
-    table = bench_table.costs().set_index("data set")
-    columns = ["final training", "all of training", "all of search", "all"]
-    assert table.loc["flowers", columns].tolist() == [10.0, 10.5, 2.0, 16.0]
-    assert table["search / training"].tolist() == pytest.approx([4 / 21, 4 / 11])
-    assert "final training" in text
-    assert (tmp_path / "figures" / "bench.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_what_takes_the_longest_is_not_measured_again_unless_asked(counted, monkeypatch):
-    bench_table.gather()
-    assert counted == ["loading", "extraction", "heads", "memory", "pipeline"]
-    counted.clear()
-    bench_table.gather()
-    assert counted == ["loading", "extraction", "heads", "memory"]
-    monkeypatch.setenv("FOMO_FRESH", "1")
-    bench_table.gather()
-    assert counted[4:] == ["loading", "extraction", "heads", "memory", "pipeline"]
-    assert len(bench_table.stored()) == 9
+    machine = read_json(kept / "bench_machine.json")
+    assert machine["cores"] >= 1
+    assert machine["threads"] == torch.get_num_threads()
 
 
 def test_of_another_data_set_the_images_are_timed_and_nothing_is_stored(counted, kept, dataset, capsys):
@@ -289,14 +203,3 @@ def test_of_another_data_set_the_images_are_timed_and_nothing_is_stored(counted,
     assert counted == ["loading", "extraction"]
     assert "feature extraction, against bare forward passes, 32 px" in capsys.readouterr().out
     assert not (kept / "bench.csv").exists()
-
-
-def test_time_spent_adds_up_and_tells_the_share_of_search():
-    costs = pd.DataFrame({"data set": ["flowers", "skin_cancer"], "search / training": [0.7, 0.2]})
-    minutes = dict.fromkeys(bench_table.STAGES.values(), 1.0) | {"final training": [5.0, 15.0]}
-    axes = bench_table.time_spent(costs.assign(**minutes))
-    assert max(bar.get_x() + bar.get_width() for bar in axes.patches) == pytest.approx(27.0)
-    assert sum(bar.get_width() for bar in axes.patches) == pytest.approx(44.0)
-    texts = [text.get_text() for text in axes.texts]
-    assert {"search: 0.70 of training", "search: 0.20 of training"} < set(texts)
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["flowers", "skin cancer"]

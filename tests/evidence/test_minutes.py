@@ -1,5 +1,7 @@
 """fomo beside its peers: small images that are told apart with ease."""
 
+import subprocess
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -54,8 +56,9 @@ def test_table_takes_the_best_side_that_ends_in_time(folder, lights):
     labels = load_dataset(minutes.prepare(lights)).test()["label"].to_numpy()
     wrong, half = (labels + 1) % 2, np.where(np.arange(len(labels)) < 2, labels, (labels + 1) % 2)
     jobs = minutes.jobs(lights, 2)
+    made = {"fomo": (labels, 130.0), "plain": (half, 100.0), "probe": (wrong, 20.0), "report": (np.array([]), 9.0)}
     for job in jobs:
-        named, seconds = {"fomo": (labels, 130.0), "plain": (half, 100.0), "probe": (wrong, 20.0)}[job.method]
+        named, seconds = made[job.method]
         store(job, labels if job.side == 224 else named, 500.0 if job.side == 224 else seconds)
     table = minutes.table(jobs).set_index(["metric", "method"])
     accuracy = table.loc["accuracy"]
@@ -64,6 +67,25 @@ def test_table_takes_the_best_side_that_ends_in_time(folder, lights):
     assert accuracy.loc["probe", "side"] != 224  # it is too late
     shown = minutes.summary(table.reset_index(), "accuracy")
     assert shown.loc[(lights, 2), "fomo - plain"].startswith("+0.500 [")
+
+
+def test_preset_report_takes_what_it_takes_and_is_given_up_where_no_minutes_are_enough(folder, lights, monkeypatch):
+    told = []
+
+    def late(command, timeout, **_):
+        told.append((command[4:], timeout))
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(subprocess, "run", late)
+    job = next(job for job in minutes.jobs(lights, 2) if job.method == "report")
+    minutes.do(job)
+    assert not len(job.named)
+    ((options, timeout),) = told
+    data = minutes.prepare(lights)
+    assert options == [
+        f"--dataset={data}", "--preset=report", "--backbone=tf_efficientnet_lite0", f"--image-size={job.side}"
+    ]  # fmt: skip
+    assert timeout == 72 * 60
 
 
 def test_what_is_stored_is_not_compared_again(folder, lights, tmp_path, monkeypatch):
