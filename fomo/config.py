@@ -53,6 +53,7 @@ class Config:
     on_leak: str = "warn"  # train images that are in test too (same bytes, same group): warn, or drop from training
 
     probe_start: bool = False  # finetuning starts from the probe's linear layer, not from a random one
+    fix_statistics: bool = False  # batch normalisation keeps the means and variances that the network comes with
     plain: bool = False  # finetuning starts at adamw, 1e-3, all layers, and its study searches around that, too
     first_epochs: int = 8  # of the first finetuning, at the study's first point; 0: none
     epochs: int = 8  # of the finetuning of the study's winner
@@ -149,6 +150,7 @@ PRESETS = {
         "minutes": 0.0,
         "image_size": 64,
         "batch_size": 32,
+        "fix_statistics": True,
         "epochs": 5,
         "first_epochs": 1,
         "trials": 8,

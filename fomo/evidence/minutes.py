@@ -59,6 +59,7 @@ TASKS = {
     "flowers, 10 of each class": Task("flowers", each=10),
     "fashion, 100 of each class": Task("fashion", each=100),
     "emotions, 3 classes, 100 of each": Task("emotions", (0, 3, 4), 100),
+    "skin_cancer, 100 of each class": Task("skin_cancer", each=100),
     "skin_cancer, 1 in 50": Task("skin_cancer", (4, 5), (20, 1000)),
 }
 

@@ -1,5 +1,5 @@
-"""What a finetuning of so many steps is worth beside the probe, with and without cut-outs: what the plan's rules of
-steps and epochs rest on (`stages/rules.py`)."""
+"""What a finetuning of so many steps is worth beside the probe, by the plans' recipe and by two others: what the rules
+of steps and epochs (`stages/rules.py`) and the recipe itself rest on."""
 
 import math
 from collections.abc import Iterable
@@ -24,32 +24,35 @@ from fomo.storage import read_table, write_table
 SIDE, BATCH = 96, 32  # pixels, images
 STEPS = (40, 160, 640)
 TASKS = ("fashion, 100 of each class", "emotions, 3 classes, 100 of each", "flowers, 10 of each class")
-TASKS += ("skin_cancer, 1 in 50", "flowers", "skin_cancer")
+TASKS += ("skin_cancer, 100 of each class", "flowers", "skin_cancer")
+RECIPES = {  # each a change to the first
+    "plain": {},
+    "cut-outs": {"zoom": CUT_OUTS["zoom"], "train_scale": CUT_OUTS["scale"]},
+    "statistics of batches": {"fix_statistics": False},
+}
 SETTINGS = {"minutes": 0.0, "image_size": SIDE, "batch_size": BATCH, "validation_share": 0.1, "on_bad": "skip"}
 
 
 def trainings(tasks: Iterable[str] = TASKS, steps: Iterable[int] = STEPS) -> pd.DataFrame:
-    """A row for each training: task, train images, whether a plan takes cut-outs there, steps (0: the probe), epochs,
-    cut-outs, macro F1, accuracy (one view of the test images).
+    """A row for each training: task, steps (0: the probe), recipe, train images, whether a plan takes cut-outs there,
+    epochs, macro F1, accuracy (one view of the test images).
 
     Stored as data/results/steps.csv, row by row; what is there already is not done again.
     """
-    path, keys = RESULTS / "steps.csv", ["task", "steps", "cut-outs"]
+    path, keys = RESULTS / "steps.csv", ["task", "steps", "recipe"]
     table = read_table(path) if path.exists() else pd.DataFrame(columns=keys)
     done = set(table[keys].itertuples(index=False, name=None))
-    todo = [(task, 0, False) for task in tasks] + list(product(tasks, steps, (False, True)))
-    todo = [key for key in sorted(todo, key=lambda key: tuple(tasks).index(key[0])) if key not in done]
-    for task, count, cuts in tqdm(todo, desc="steps", unit="training"):
-        row = {"task": task, "steps": count, "cut-outs": cuts} | train(prepare(task), count, cuts=cuts)
+    todo = [(task, *one) for task in tasks for one in [(0, "plain"), *product(steps, RECIPES)]]
+    for task, count, recipe in tqdm([key for key in todo if key not in done], desc="steps", unit="training"):
+        row = {"task": task, "steps": count, "recipe": recipe} | train(prepare(task), count, recipe)
         table = pd.concat([table, pd.DataFrame([row])], ignore_index=True)
         write_table(path, table)
     return table
 
 
-def train(dataset: str, steps: int, *, cuts: bool) -> dict:
+def train(dataset: str, steps: int, recipe: str) -> dict:
     """What a finetuning of so many steps is worth; the probe, if there are none."""
-    changes = {"zoom": CUT_OUTS["zoom"], "train_scale": CUT_OUTS["scale"]} if cuts else {}
-    run = Run(dataset, "auto", name=f"steps-{'cut' if cuts else 'whole'}", **SETTINGS | changes)
+    run = Run(dataset, "auto", name=f"steps-{recipe.replace(' ', '-')}", **SETTINGS | RECIPES[recipe])
     data = preprocess(run)
     images = len(data.part("train")[1])
     classifier = untrained(run, data) if steps else probe(run).model
@@ -72,8 +75,8 @@ def _tested(run: Run, data: Preprocessed, classifier: Classifier) -> dict:
 
 
 def summary(table: pd.DataFrame, metric: str = "accuracy") -> pd.DataFrame:
-    """The `metric` by task (with its train images, and whether a plan takes cut-outs there), cut-outs and steps."""
-    index = ["task", "train images", "cut-outs taken", "cut-outs"]
+    """The `metric` by task (with its train images, and whether a plan takes cut-outs there), recipe and steps."""
+    index = ["task", "train images", "cut-outs taken", "recipe"]
     shown = table.pivot_table(index=index, columns="steps", values=metric, sort=False)
     probes = table[table["steps"] == 0].set_index("task")[metric]
     shown[0] = shown.index.get_level_values("task").map(probes)

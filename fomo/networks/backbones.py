@@ -39,9 +39,10 @@ class Backbone(nn.Module):
         self.stages = [[module for _, module in stage] for stage in split_stages(name, self.network)]
         self.fix_until(1)
 
-    def fix_until(self, layer: int) -> None:
-        """Fixes the weights until stage `layer` (1 to 4): the stages before it keep weights and batch statistics."""
-        self.fixed_until = layer
+    def fix_until(self, layer: int, *, statistics: bool = False) -> None:
+        """Fixes the weights until stage `layer` (1 to 4): the stages before it keep weights and batch statistics. With
+        `statistics`, all stages keep the latter, and are trained as they will be used."""
+        self.fixed_until, self.fixed_statistics = layer, statistics
         for number, stage in enumerate(self.stages, start=1):
             for module in stage:
                 for parameter in module.parameters(recurse=False):
@@ -64,6 +65,8 @@ class Backbone(nn.Module):
         for stage in self.stages[: self.fixed_until - 1]:
             for module in stage:
                 module.training = False
+        for module in self.network.modules() if self.fixed_statistics else ():
+            module.training &= not isinstance(module, nn.modules.batchnorm._BatchNorm)
         return self
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

@@ -21,19 +21,19 @@ def task(dataset, tmp_path, monkeypatch):
 
 def test_training_makes_so_many_steps_and_is_tested(task, monkeypatch):
     table = steps.trainings([task], [1, 7])
-    assert table["steps"].tolist() == [0, 1, 1, 7, 7]
-    assert table["cut-outs"].tolist() == [False, False, True, False, True]
+    assert table["steps"].tolist() == [0, 1, 1, 1, 7, 7, 7]
+    assert table["recipe"].tolist() == ["plain", *steps.RECIPES, *steps.RECIPES]
     assert table["accuracy"].between(0, 1).all()
     assert table["epochs"].tolist() == pytest.approx(
-        [count * 4 / table["train images"][0] for count in (0, 1, 1, 7, 7)]
+        [count * 4 / table["train images"][0] for count in (0, 1, 1, 1, 7, 7, 7)]
     )
     monkeypatch.setattr(steps, "train", None)  # what is stored is not done again
-    assert len(steps.trainings([task], [1, 7])) == 5
+    assert len(steps.trainings([task], [1, 7])) == 7
 
 
 def test_summary_has_the_probe_beside_each_training():
-    rows = [("a", 0, False, 0.5), ("a", 40, False, 0.6), ("a", 40, True, 0.7)]
-    table = pd.DataFrame(rows, columns=["task", "steps", "cut-outs", "accuracy"])
+    rows = [("a", 0, "plain", 0.5), ("a", 40, "plain", 0.6), ("a", 40, "cut-outs", 0.7)]
+    table = pd.DataFrame(rows, columns=["task", "steps", "recipe", "accuracy"])
     shown = steps.summary(table.assign(**{"train images": 10, "cut-outs taken": True}))
     assert shown["probe"].tolist() == [0.5, 0.5]
     assert shown[40].tolist() == [0.6, 0.7]

@@ -103,6 +103,24 @@ def test_fixed_stages_stay_in_eval_mode_when_the_model_is_set_to_train():
     assert [any(module.training for module in stage) for stage in backbone.stages] == [False, False, True, True]
 
 
+@pytest.mark.parametrize("layer", [1, 3])
+def test_fixed_statistics_stay_and_weights_are_trained_through_them(layer):
+    backbone = load_backbone("test_efficientnet", "random", 32)
+    backbone.fix_until(layer, statistics=True)
+    before = {name: value.clone() for name, value in backbone.named_buffers()}
+    optimizer = torch.optim.SGD(backbone.parameters(), lr=0.1)
+    images = torch.rand(8, 3, 32, 32)
+    assert torch.equal(backbone.train()(images), backbone.eval()(images))  # trained as it is used
+    backbone.train()(images).square().sum().backward()
+    optimizer.step()
+    assert all(torch.equal(value, before[name]) for name, value in backbone.named_buffers())
+    scales = [module.weight for module in backbone.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert any(weight.grad is not None for weight in scales)
+    backbone.fix_until(1)
+    backbone.train()(images)
+    assert any(not torch.equal(value, before[name]) for name, value in backbone.named_buffers())
+
+
 def test_what_is_fixed_can_be_trained_again():
     backbone = load_backbone("test_efficientnet", "random", 32)
     backbone.fix_until(4)

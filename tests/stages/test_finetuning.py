@@ -112,6 +112,27 @@ def test_plain_recipe_is_the_first_point_and_in_its_space(dataset):
     assert study.space == finetuning.PLAIN_SPACE
 
 
+@pytest.mark.parametrize("fixed", [True, False])
+def test_statistics_that_weights_come_with_are_kept_where_that_is_asked_for(dataset, tmp_path, fixed):
+    given = toys.save_weights(tmp_path / "w.pth", "test_efficientnet", 32)
+    run = toys.tiny_run(dataset, weights=str(tmp_path / "w.pth"), fix_statistics=fixed)
+    trained = finetuning.train(run, finetuning.PLAIN, 1)[0].backbone.network.state_dict()
+    same = {name: torch.equal(value.cpu(), given[name]) for name, value in trained.items() if name in given}
+    kept = [equal for name, equal in same.items() if "running" in name]
+    assert (all(kept), any(kept)) == (fixed, fixed)
+    assert not any(equal for name, equal in same.items() if name.endswith("conv.weight"))
+
+
+@pytest.mark.parametrize(("plain", "epochs", "share"), [(True, 1, 12 / 128), (True, 11, 1.0), (False, 1, 1.0)])
+def test_short_training_by_the_plain_recipe_takes_a_part_of_its_rate(dataset, monkeypatch, plain, epochs, share):
+    rates = []
+    monkeypatch.setattr(finetuning, "fit", lambda model, optimizer, *_, **__: rates.append(optimizer.defaults["lr"]))
+    run = toys.tiny_run(dataset, plain=plain)
+    finetuning.train(run, finetuning.PLAIN, epochs)
+    assert rates == pytest.approx([share * finetuning.PLAIN["lr"]])
+    assert finetuning.PLAIN["lr"] == 1e-3
+
+
 def test_trials_report_their_training_loss_at_each_quarter(raced):
     table = fomo.optimize_finetuning(raced[0]).trials
     assert table[["after_0.25", "after_0.5", "after_0.75"]].notna().all(axis=None)

@@ -146,6 +146,12 @@ def test_contest_decides_how_images_are_seen():
     assert (settings.fit, settings.flip) == ("pad", "both")
 
 
+@pytest.mark.parametrize(("train", "fixed"), [(300, True), (6000, True), (6001, False)])
+def test_statistics_are_fixed_where_images_are_few(train, fixed):
+    assert planned(15, train)[1].fix_statistics == fixed
+    assert planned(15, train, {"fix_statistics": True})[1].fix_statistics
+
+
 def test_validation_images_that_are_given_are_the_share():
     config = replace(CONFIG, minutes=15.0)
     assert make_plan(facts(validated=0.17), CONTEST, config, 900).settings["validation_share"] == 0.17
