@@ -150,7 +150,6 @@ PRESETS = {
         "minutes": 0.0,
         "image_size": 64,
         "batch_size": 32,
-        "fix_statistics": True,
         "epochs": 5,
         "first_epochs": 1,
         "trials": 8,

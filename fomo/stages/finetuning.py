@@ -37,7 +37,7 @@ PLAIN_SPACE = Space(
     optimizer=Choice(("adamw", "adam", "sgd", "rmsprop")),
     layer=Choice((1, 2, 3, 4)),
 )
-FULL_RATE = 128  # steps; of the plain recipe's learning rate, a shorter training takes a part (steps.csv)
+FULL_RATE = 128  # steps; with fixed statistics, a shorter training takes a part of the learning rate (steps.csv)
 LEAST_JUDGES = 1000  # validation images of a trial, if there are so many: fewer tell configurations apart too badly
 FINETUNING_FIRST = {"lr": 1e-2, "momentum": 0.9, "weight_decay": 0.0, "optimizer": "sgd", "layer": 4}
 PLAIN = {"lr": 1e-3, "momentum": None, "weight_decay": 0.01, "optimizer": "adamw", "layer": 1}
@@ -163,10 +163,10 @@ def fit_parts(
     classifier.backbone.fix_until(settings.pop("layer"), statistics=fixed)
     batches = image_loader(run, train, classifier.backbone, torch.Generator(), side=side)
     judges = image_loader(run, validation, classifier.backbone, side=side)
+    if fixed:
+        settings["lr"] *= min(1.0, epochs * len(batches) / FULL_RATE)
     recipe = {"schedule": config.schedule, "label_smoothing": config.label_smoothing, "mixup": config.mixup}
     recipe |= {"averaging": config.averaging, "seed": config.seed, "device": run.device}
-    if config.plain:
-        settings["lr"] *= min(1.0, epochs * len(batches) / FULL_RATE)
     optimizer = make_optimizer(classifier, **settings)
     return fit(classifier, optimizer, batches, judges, epochs, **recipe | {"keep": config.keep} | options)
 

@@ -15,9 +15,9 @@ from fomo.stages.forecast import ORDER, SAFETY, around, epoch, forecast, member,
 ENOUGH_EPOCHS, ENOUGH_STEPS = 24, 600  # from both on further networks bring more than further epochs
 SIDES = 4  # that the contest tries
 LEVEL, GAIN = 1.5, 0.65  # by trainings of 40 to 1600 steps on four data sets, whole ones and cuts of 300 to 1000 images
-FEW_IMAGES = 6000  # up to which batch normalisation keeps its statistics: better on all of five data sets (steps.csv)
 FEW_EPOCHS = 5  # with fewer, an epoch is a part of the images
-TURNED_EPOCHS = 6  # from here on images are turned upside down and cut out, where the contest takes that
+OFTEN = 6  # epochs: from here on images are turned upside down and cut out, where the contest takes that
+SETTLED = 200  # steps: in fewer, the statistics of batches spoil what the network knows
 MEMORY = 0.5  # of what is free: what a batch may keep
 SMALLEST_BATCH = 4  # images: with fewer, batch statistics say nothing
 JUDGING = 0.1  # of the seconds: what the passes over the test images may take
@@ -78,7 +78,7 @@ def make_plan(facts: Facts, contest: Contest, config: Config, seconds: float, as
     """
     asked = asked or {}
     base = {"fit": contest.fit, "flip": contest.flip}
-    base |= {"validation_share": validation_share(facts), "fix_statistics": facts.train <= FEW_IMAGES}
+    base |= {"validation_share": validation_share(facts)}
     base |= {"trials": 0, "darts_epochs": 0, "head_trials": 0, "members": 1, "epochs": 1}
     bare = replace(config, **base | asked)
     found = []
@@ -88,7 +88,9 @@ def make_plan(facts: Facts, contest: Contest, config: Config, seconds: float, as
         one = replace(one, **{"views": _views(facts, one, seconds)} | asked)
         if _fixed(facts, one) > seconds:
             one = replace(one, **{"views": 1} | asked)
-        if _epochs(facts, one, seconds) < TURNED_EPOCHS:
+        epochs = _epochs(facts, one, seconds)
+        one = replace(one, **{"fix_statistics": _fixes_statistics(facts, one, epochs)} | asked)
+        if epochs < OFTEN:
             one = replace(one, **{"flip": "none" if one.flip == "none" else "horizontal"} | asked)
         elif contest.cuts:
             one = replace(one, **{"zoom": CUT_OUTS["zoom"], "train_scale": CUT_OUTS["scale"]} | asked)
@@ -113,6 +115,12 @@ def _fixed(facts: Facts, config: Config) -> float:
 def _epochs(facts: Facts, config: Config, seconds: float) -> float:
     """The epochs of training that fit into so many seconds beside all else."""
     return max(0.0, seconds - _fixed(facts, config) - SAFETY * around(facts, config)) / SAFETY / epoch(facts, config)
+
+
+def _fixes_statistics(facts: Facts, config: Config, epochs: float) -> bool:
+    """Whether batch normalisation keeps the statistics that the network comes with: where images are seen often, and in
+    trainings too short for new ones to settle (steps.csv: better on all of five tasks; else worse on two of three)."""
+    return epochs >= OFTEN or epochs * facts.train < SETTLED * config.batch_size
 
 
 def enough_epochs(facts: Facts, config: Config) -> int:

@@ -123,11 +123,14 @@ def test_statistics_that_weights_come_with_are_kept_where_that_is_asked_for(data
     assert not any(equal for name, equal in same.items() if name.endswith("conv.weight"))
 
 
-@pytest.mark.parametrize(("plain", "epochs", "share"), [(True, 1, 12 / 128), (True, 11, 1.0), (False, 1, 1.0)])
-def test_short_training_by_the_plain_recipe_takes_a_part_of_its_rate(dataset, monkeypatch, plain, epochs, share):
+@pytest.mark.parametrize(("fixed", "epochs", "share"), [(True, 1, 12 / 128), (True, 11, 1.0), (False, 1, 1.0)])
+def test_short_training_with_fixed_statistics_takes_a_part_of_the_rate(
+    dataset, tmp_path, monkeypatch, fixed, epochs, share
+):
     rates = []
     monkeypatch.setattr(finetuning, "fit", lambda model, optimizer, *_, **__: rates.append(optimizer.defaults["lr"]))
-    run = toys.tiny_run(dataset, plain=plain)
+    toys.save_weights(tmp_path / "w.pth", "test_efficientnet", 32)
+    run = toys.tiny_run(dataset, weights=str(tmp_path / "w.pth"), fix_statistics=fixed)
     finetuning.train(run, finetuning.PLAIN, epochs)
     assert rates == pytest.approx([share * finetuning.PLAIN["lr"]])
     assert finetuning.PLAIN["lr"] == 1e-3
