@@ -23,13 +23,10 @@ from fomo.evidence.finetuning import (
     recipes,
 )
 from fomo.evidence.problems import CONTESTANTS, EVALUATIONS, PROBLEMS, problem
-from fomo.networks.heads import HEADS
-from fomo.stages.features import extract_features
 from fomo.stages.finetuning import FINETUNING_FIRST, FINETUNING_SPACE, finetuning_trial
-from fomo.stages.head_search import new_bank, search_head, train_alone
+from fomo.stages.head_search import search_head
 from fomo.storage import read_table, write_table
 from fomo.study.study import Study
-from fomo.training.calibration import log_loss
 
 SEEDS = range(100, 116)  # the study's constants were chosen with seeds 0 to 23
 
@@ -50,7 +47,6 @@ def gather() -> str:
     text = [f"median simple regret after {EVALUATIONS} evaluations [quartiles], {len(SEEDS)} seeds", summary(table)]
     text += ["rules that choose among the 37 heads", rules.set_index("rule").round(4)]
     text += ["DARTS in other ways", variants(rules_run).set_index("search").round(4)]
-    text += ["mean of the best heads of a bank", ensembles(rules_run).round(4)]
     text += ["finetuning in other ways, validation", recipe_summary(recipes(), "plain").round(4)]
     text += ["cheaper trials", fidelity_summary(fidelities()).round(3)]
     text += ["hopeless trials ended early", pruning(stored("finetuning_trials")).round(4)]
@@ -114,30 +110,3 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     text = last.quantile([0.25, 0.5, 0.75]).unstack().map("{:.3g}".format)
     text = text[0.5] + " [" + text[0.25] + ", " + text[0.75] + "]"
     return text.unstack()[list(PROBLEMS)].loc[list(CONTESTANTS)]
-
-
-def ensembles(run: Run, counts: tuple[int, ...] = (1, 3, 5, 10, len(HEADS))) -> pd.DataFrame:
-    """What the mean of the probabilities of the best heads is worth, the 37 trained alone, with the run's seeds.
-
-    Heads are ranked by their accuracy on one half of the validation images and judged on the other, then the halves
-    change places. Accuracy and loss for each number of heads, means over seeds; `gain` in accuracy beside the best
-    alone, mean and standard deviation. Stored as data/results/head_ensembles.csv.
-    """
-    features, rows = extract_features(run), []
-    for seed in range(run.config.seed, run.config.seed + run.config.head_seeds):
-        _, logits, labels = train_alone(run, features, new_bank(run, features, HEADS, seed), seed)
-        correct = (logits.argmax(-1) == labels).double()
-        halves = np.array_split(np.random.default_rng(seed).permutation(len(labels)), 2)
-        for judges, judged in (halves, halves[::-1]):
-            order = correct[:, judges].mean(1).argsort(descending=True, stable=True)
-            for count in counts:
-                mean = logits[order[:count]][:, judged].double().softmax(-1).mean(0).log()
-                accuracy = (mean.argmax(1) == labels[judged]).double().mean().item()
-                loss = log_loss(labels[judged].numpy(), mean.numpy())
-                rows.append({"heads": count, "seed": seed, "accuracy": accuracy, "loss": loss})
-    table = pd.DataFrame(rows).groupby(["heads", "seed"]).mean().reset_index()
-    write_table(RESULTS / "head_ensembles.csv", table)
-    accuracy = table.pivot(index="seed", columns="heads", values="accuracy")
-    gain = accuracy.sub(accuracy[counts[0]], axis=0)
-    means = table.groupby("heads")[["accuracy", "loss"]].mean()
-    return means.assign(gain=gain.mean(), gain_std=gain.std())

@@ -1,5 +1,5 @@
-"""What a finetuning of so many steps is worth beside the probe, by the plans' recipe and by two others: what the rules
-of steps and epochs (`stages/rules.py`) and the recipe itself rest on."""
+"""What a finetuning of so many steps is worth beside the probe, by the plain recipe and by two others: what the rules
+of steps and epochs (`stages/rules.py`) rest on."""
 
 import math
 from collections.abc import Iterable
@@ -28,7 +28,7 @@ TASKS += ("skin_cancer, 100 of each class", "flowers", "skin_cancer")
 RECIPES = {  # each a change to the first
     "plain": {},
     "cut-outs": {"zoom": CUT_OUTS["zoom"], "train_scale": CUT_OUTS["scale"]},
-    "statistics of batches": {"fix_statistics": False},
+    "fixed statistics": {"fix_statistics": True},
 }
 SETTINGS = {"minutes": 0.0, "image_size": SIDE, "batch_size": BATCH, "validation_share": 0.1, "on_bad": "skip"}
 
