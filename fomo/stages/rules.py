@@ -226,6 +226,7 @@ def steps(config: Config, seconds: dict[str, float] | None = None) -> pd.DataFra
     """The steps of a run of these settings: step, minutes (where the `seconds` of each are known), why."""
     some = f"{config.trial_share:.0%} of the images"
     short = f", each of {config.epoch_images} images" if config.epoch_images else ""
+    short += ", batch statistics fixed" * config.fix_statistics
     why = {
         "preprocess": f"images brought to {config.image_size} pixels ({config.fit}), and divided",
         "probe": "a first model: a linear layer on the network as it comes",

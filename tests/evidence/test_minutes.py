@@ -77,7 +77,8 @@ def test_preset_report_takes_what_it_takes_and_is_given_up_where_no_minutes_are_
         raise subprocess.TimeoutExpired(command, timeout)
 
     monkeypatch.setattr(subprocess, "run", late)
-    job = next(job for job in minutes.jobs(lights, 2) if job.method == "report")
+    assert not [job for job in minutes.jobs(lights, 5) if job.method == "report"]
+    job = next(job for job in minutes.jobs(lights, 15) if job.method == "report")
     minutes.do(job)
     assert not len(job.named)
     ((options, timeout),) = told
