@@ -120,7 +120,7 @@ def _epochs(facts: Facts, config: Config, seconds: float) -> float:
 def _fixes_statistics(facts: Facts, config: Config, epochs: float) -> bool:
     """Whether batch normalisation keeps the statistics that the network comes with: where images are seen often, and in
     trainings too short for new ones to settle (steps.csv: better on all of five tasks; else worse on two of three)."""
-    return epochs >= OFTEN or epochs * facts.train < SETTLED * config.batch_size
+    return bool(epochs >= OFTEN or epochs * facts.train < SETTLED * config.batch_size)
 
 
 def enough_epochs(facts: Facts, config: Config) -> int:
