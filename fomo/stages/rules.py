@@ -17,7 +17,7 @@ SIDES = 4  # that the contest tries
 LEVEL, GAIN = 1.5, 0.65  # by trainings of 40 to 1600 steps on four data sets, whole ones and cuts of 300 to 1000 images
 FEW_EPOCHS = 5  # with fewer, an epoch is a part of the images
 OFTEN = 6  # epochs: from here on images are turned upside down and cut out, where the contest takes that
-SETTLED = 200  # steps: in fewer, the statistics of batches spoil what the network knows
+SETTLED, FEW_IMAGES = 200, 8000  # steps, train images: with fewer, the statistics of batches do harm
 MEMORY = 0.5  # of what is free: what a batch may keep
 SMALLEST_BATCH = 4  # images: with fewer, batch statistics say nothing
 JUDGING = 0.1  # of the seconds: what the passes over the test images may take
@@ -118,9 +118,10 @@ def _epochs(facts: Facts, config: Config, seconds: float) -> float:
 
 
 def _fixes_statistics(facts: Facts, config: Config, epochs: float) -> bool:
-    """Whether batch normalisation keeps the statistics that the network comes with: where images are seen often, and in
-    trainings too short for new ones to settle (steps.csv: better on all of five tasks; else worse on two of three)."""
-    return bool(epochs >= OFTEN or epochs * facts.train < SETTLED * config.batch_size)
+    """Whether batch normalisation keeps the statistics of the network as it comes: where few images are seen often, and
+    in trainings too short for new ones to settle (steps.csv)."""
+    often = epochs >= OFTEN and facts.train <= FEW_IMAGES
+    return bool(often or epochs * facts.train < SETTLED * config.batch_size)
 
 
 def enough_epochs(facts: Facts, config: Config) -> int:
@@ -225,15 +226,15 @@ def _many(number: int, what: str) -> str:
 def steps(config: Config, seconds: dict[str, float] | None = None) -> pd.DataFrame:
     """The steps of a run of these settings: step, minutes (where the `seconds` of each are known), why."""
     some = f"{config.trial_share:.0%} of the images"
-    short = f", each of {config.epoch_images} images" if config.epoch_images else ""
-    short += ", batch statistics fixed" * config.fix_statistics
+    how = f", each of {config.epoch_images} images" * bool(config.epoch_images)
+    how += ", batch statistics fixed" * config.fix_statistics
     why = {
         "preprocess": f"images brought to {config.image_size} pixels ({config.fit}), and divided",
         "probe": "a first model: a linear layer on the network as it comes",
         "finetune": f"the study's first point, {_many(config.first_epochs, 'epoch')}" * (config.first_epochs > 0),
         "optimize_finetuning": f"{_many(config.trials, 'trial')} on {some}" * (config.trials > 0),
         "race": f"the best {config.finalists} trials against each other" * (config.trials > 0 and config.finalists > 1),
-        "finetune_best": f"{_many(config.epochs, 'epoch')} of {config.backbone}{short}",
+        "finetune_best": f"{_many(config.epochs, 'epoch')} of {config.backbone}{how}",
         "extract_features": "what the heads learn from" * (config.darts_epochs > 0),
         "search_head": f"DARTS and 37 heads alone, with {_many(config.head_seeds, 'seed')}" * (config.darts_epochs > 0),
         "tune_head": _many(config.head_trials, "trial") * (config.darts_epochs > 0 and config.head_trials > 0),
