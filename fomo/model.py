@@ -20,7 +20,7 @@ from fomo.model_file import read_model, write_model
 from fomo.networks.classifier import FinalClassifier
 from fomo.networks.gradcam import gradcam
 
-WAITING = 256  # images at most, while a batch of each core is computed; they may be large arrays
+WAITING, HELD = 256, 32  # images in the batches of all cores: paths, and what is in memory, which may be large
 FIXED = ("file", "class", "confidence", "unlike", "reason")  # columns of a prediction besides those of the classes
 LOADING = Lock()  # two threads must not load the same image
 
@@ -70,11 +70,14 @@ class Model:
         Every core works on a batch of its own, which is faster than all of them on one; few images are shared out.
         """
         cores, found = torch.get_num_threads(), each(images, self.ranges)
-        batch_size = min(batch_size, ceil(WAITING / cores))
-        first = list(islice(found, cores * batch_size))
+        first = list(islice(found, 1))
+        held = bool(first) and not isinstance(first[0][1], str)  # in memory, as paths are not
+        size = min(batch_size, ceil((HELD if held else WAITING) / cores))
+        first += islice(found, cores * size - 1)
         size = max(1, ceil(len(first) / cores))
-        batches = _batches(chain(first, found), size)
         threads = max(1, cores * size // max(1, len(first)))
+        batches = _batches(chain(first, found), size)
+        del first
 
         def table(batch: list[tuple]) -> pd.DataFrame:
             torch.set_num_threads(threads)  # of this thread

@@ -263,8 +263,8 @@ def test_images_are_drawn_from_an_iterable_as_they_are_needed(model, monkeypatch
             yield np.zeros((24, 24), np.uint8)
 
     monkeypatch.setattr(model, "_inputs", lambda pixels: at_first.append(len(drawn)) or inputs(pixels))
-    assert len(model.predict(draw(), batch_size=10)) == 300
-    assert at_first[0] <= 10 * (2 * torch.get_num_threads() + 1)
+    assert len(model.predict(draw())) == 300
+    assert at_first[0] <= 3 * 32  # these may be large
 
 
 @pytest.mark.parametrize(("sizes", "threads"), [([1], 4), ([1, 1], 2), ([1, 1, 1], 1), ([2, 2, 2], 1), ([3, 3, 3], 1)])
