@@ -10,7 +10,7 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["bench", "finetuning"],
+    submodules=["bench", "finetuning", "steps"],
     submod_attrs={
         "searches": ["stored", "summary"],
     },
