@@ -17,7 +17,7 @@ from torch import nn
 from fomo.config import UserError
 from fomo.data.datasets import RECORD, load_dataset
 from fomo.data.given import each, opened
-from fomo.data.images import as_seen
+from fomo.data.images import as_seen, batched
 from fomo.data.sources import Folder
 from fomo.model import Model, load_model
 from fomo.networks.classifier import Network, average, view
@@ -196,8 +196,8 @@ def _test_images(model_path: Path) -> list:
 
 def _compare(model: Model, run: Callable, things: list) -> pd.DataFrame:
     """The row that `export` returns. Raises `UserError` if none of the images can be read."""
-    decoded, rows = _decoded(model, things), []
-    for images in iter(lambda: list(islice(decoded, HELD)), []):
+    rows = []
+    for images in batched(_decoded(model, things), HELD):
         begun = time.perf_counter()
         expected = model.predict(images)
         between = time.perf_counter()

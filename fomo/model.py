@@ -1,6 +1,6 @@
 """The final model in its one file: loaded, asked to predict, saved."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from itertools import chain, islice
 from math import ceil
@@ -15,7 +15,7 @@ from PIL import Image
 
 from fomo.data.batches import ImageBatches
 from fomo.data.given import each, opened
-from fomo.data.images import for_each, reason, to_pixels
+from fomo.data.images import batched, for_each, reason, to_pixels
 from fomo.model_file import read_model, write_model
 from fomo.networks.classifier import FinalClassifier
 from fomo.networks.gradcam import gradcam
@@ -76,7 +76,7 @@ class Model:
         first += islice(found, cores * size - 1)
         size = max(1, ceil(len(first) / cores))
         threads = max(1, cores * size // max(1, len(first)))
-        batches = _batches(chain(first, found), size)
+        batches = batched(chain(first, found), size)
         del first
 
         def table(batch: list[tuple]) -> pd.DataFrame:
@@ -93,7 +93,7 @@ class Model:
         batch takes the memory of a training's. Raises `UserError` as `predict` does, and where the backbone is no CNN.
         """
         decoded = for_each(lambda one: self._decoded(*one), each(images, self.ranges))
-        for batch in _batches(decoded, batch_size):
+        for batch in batched(decoded, batch_size):
             readable = [(name, found) for name, found in batch if not isinstance(found, str)]
             if readable:
                 files, pixels = zip(*readable, strict=True)
@@ -150,12 +150,6 @@ class Model:
     def save(self, path: Path) -> None:
         """Stores everything in one .safetensors file; `load_model` needs nothing else."""
         write_model(path, self.classifier, self.description)
-
-
-def _batches(items: Iterable, size: int) -> Iterator[list]:
-    """The items in lists of this size; the last may be shorter."""
-    items = iter(items)
-    return iter(lambda: list(islice(items, size)), [])
 
 
 def load_model(path: str | Path) -> Model:

@@ -3,8 +3,9 @@
 import os
 import warnings
 from collections import deque
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable, Iterator, Sized
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +93,12 @@ def for_each(function, items: Iterable, description: str = "", cores: int | None
         for future in waiting:
             yield future.result()
             bar.update()
+
+
+def batched(items: Iterable, size: int) -> Iterator[list]:
+    """The items in lists of this size; the last may be shorter."""
+    items = iter(items)
+    return iter(lambda: list(islice(items, size)), [])
 
 
 def store_pixels(

@@ -14,7 +14,7 @@ from fomo.stages.forecast import ORDER, SAFETY, around, epoch, forecast, member,
 # Rules.
 ENOUGH_EPOCHS, ENOUGH_STEPS = 24, 600  # from both on further networks bring more than further epochs
 SIDES = 4  # that the contest tries
-LEVEL, GAIN = 1.5, 0.65  # by trainings of 40 to 1600 steps on four data sets, whole ones and cuts of 300 to 1000 images
+LEVEL, GAIN = 1.5, 0.65  # by trainings of 40 to 2000 steps on four data sets, whole ones and cuts of 300 to 1000 images
 FEW_EPOCHS = 5  # with fewer, an epoch is a part of the images
 OFTEN = 6  # epochs: from here on images are turned upside down and cut out, where the contest takes that
 SETTLED, FEW_IMAGES = 200, 8000  # steps, train images: with fewer, the statistics of batches do harm
