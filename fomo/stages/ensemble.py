@@ -78,7 +78,7 @@ def _train(run: Run, own: Run, data: Preprocessed, stage: Stage, number: int) ->
     """Trains a member by the settings of `own`, which differ from those of `run` in the seed, and stores it."""
     name, network = f"network {number}", new_classifier(own, data)
     if run.config.probe_start:
-        network.head.load_state_dict(probe(run).head_for(data).state_dict())
+        network.head.load_state_dict(probe(run).head_for(data, "train").state_dict())
     epochs, steps = last_pace(run, "train_members", name)
     options = {"checkpoint": stage.path(f"checkpoint_{number}.pt"), "description": name, "pace": steps}
     history = fit_images(own, data, network, finetune_best(run).configuration, epochs, **options)

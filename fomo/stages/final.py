@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.special import softmax
-from scipy.stats import ttest_1samp
 from torch import nn
 
 from fomo.artifacts import Run
@@ -17,6 +16,7 @@ from fomo.networks.heads import LINEAR, Head
 from fomo.networks.inference import predict
 from fomo.networks.unlike import Unlike
 from fomo.stages import metrics
+from fomo.stages.choosing import choose, choose_adjustment, limit
 from fomo.stages.common import open_stage, step
 from fomo.stages.ensemble import Member, train_members
 from fomo.stages.head_search import search_head
@@ -59,6 +59,8 @@ def compose(run: Run) -> Final:
         tables = [table.assign(network=number) for number, (table, _, _) in enumerate(judged, start=1)]
         stage.save_table("options", pd.concat(tables))
         write_json(stage.path("chosen.json"), taken := choose([worth for _, worth, _ in judged], run.config))
+        if taken["heads"] == "probe":
+            save_state(stage.path("probe.pt"), probe(run).head_for(data, "train", "validation").state_dict())
         features = judged[0][2]["probe" if taken["heads"] == "probe" else "finetuned"]
         save_state(stage.path("unlike.pt"), calibration.fit_unlike(features).state_dict())
         told = np.concatenate([worth[*taken.values()][3] for _, worth, _ in judged if tuple(taken.values()) in worth])
@@ -76,6 +78,8 @@ def compose(run: Run) -> Final:
     temperatures = limit(_taken(of_all[of_all["adjustment"] == 0], chosen)["temperature"].tolist())
     views = next(one for one in all_views(run.config) if len(one) == chosen["views"])
     networks = [put_together(run, member, chosen["heads"], views) for member in members[: len(temperatures)]]
+    if chosen["heads"] == "probe":
+        networks[0].heads[0].load_state_dict(load_state(stage.path("probe.pt"), run.device))
     handicaps = (adjustment * log_shares(data)).tolist()
     unlike = Unlike(**load_state(stage.path("unlike.pt"), run.device))
     heads = {"searched": [search_head(run).head] if run.config.darts_epochs else []}
@@ -101,64 +105,8 @@ def make_model(
     return Model(FinalClassifier(networks, temperatures, handicaps, unlike).eval(), description)
 
 
-def choose(judged: list[dict], config: Config) -> dict:
-    """The heads and views to take, of what `judge_options` says of each network: of each heads the views of least loss.
-    Of these the first, unless a later one is `better` than it. The finetuned network costs no more than the probe, and
-    few validation images cannot show what it gains: so it is taken where its loss is less, unless the probe is
-    `better`."""
-    if config.final == "searched":
-        return {"heads": "searched", "views": 1}
-    together = {}
-    for option in judged[0]:
-        parts = [worth[option] for worth in judged if option in worth]
-        together[option] = tuple(np.concatenate(values) for values in zip(*parts, strict=True))
-    best = None
-    for name in dict.fromkeys(heads for heads, _ in together):
-        option = min((one for one in together if one[0] == name), key=lambda one: together[one][2].mean())
-        if best is None or better(together[option], together[best], config.metric):
-            best = option
-        elif (best[0], name) == ("probe", "finetuned"):
-            less = together[option][2].mean() < together[best][2].mean()
-            best = option if less and not better(together[best], together[option], config.metric) else best
-    return {"heads": best[0], "views": best[1]}
-
-
-def better(one: tuple, other: tuple, metric: str) -> bool:
-    """Whether an option is better than another on the same images, given (labels, classes named, losses) of each, in
-    paired tests with p < 0.05: by the metric that is wanted where that tells them apart, else by the loss, which tells
-    options apart with fewer images. An option that was judged on fewer images is compared on those."""
-    size = min(len(one[0]), len(other[0]))
-    labels, named, losses = (values[:size] for values in one[:3])
-    others, others_losses = other[1][:size], other[2][:size]
-    if metric != "log_loss":
-        gain, p = metrics.paired_gain(labels, named, others, metric)
-        if p < 0.05:
-            return gain > 0
-    differences = losses - others_losses
-    if not differences.any():
-        return False
-    return bool(differences.mean() < 0 and ttest_1samp(differences, 0.0).pvalue < 0.05)
-
-
 def _taken(table: pd.DataFrame, chosen: pd.Series) -> pd.DataFrame:
     return table[(table["heads"] == chosen["heads"]) & (table["views"] == chosen["views"])]
-
-
-def limit(temperatures: list[float]) -> list[float]:
-    """The temperatures of the networks in their mean, from those that calibrate each of them alone: the same for one
-    network, at most 1 for several.
-
-    The mean of several is less sure of itself than each is. If each were made less sure as well, the mean would be too
-    unsure (Rahaman and Thiery, arXiv:2007.08792); and no images are new to all of them, to calibrate it by.
-    """
-    return temperatures if len(temperatures) == 1 else [min(temperature, 1.0) for temperature in temperatures]
-
-
-def choose_adjustment(decisions: pd.DataFrame) -> float:
-    """The adjustment of best macro F1, of which the accuracy is taken off that it costs; the first row has none."""
-    accuracy = decisions["validation_accuracy"]
-    worth = decisions["macro F1"] - (accuracy.iloc[0] - accuracy).clip(lower=0)
-    return float(decisions.loc[worth.round(9).idxmax(), "adjustment"])  # means of several networks differ by rounding
 
 
 def log_shares(data: Preprocessed) -> np.ndarray:

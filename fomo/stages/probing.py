@@ -32,11 +32,11 @@ class Probe:
     def model(self) -> Classifier:
         return Classifier(self.backbone, self.head).eval()
 
-    def head_for(self, data: Preprocessed) -> nn.Sequential:
-        """The head that the train part of another division of the images makes."""
-        _, rows, labels = data.part("train")
-        best = self.strengths.iloc[0]
-        layer = fit_linear(self.features[rows], labels, len(data.dataset.classes), best["C"])
+    def head_for(self, data: Preprocessed, *parts: str) -> nn.Sequential:
+        """The head that these parts of a division of the images make, by the C and temperature that were chosen."""
+        images, best = data.images[data.images["split"].isin(parts)], self.strengths.iloc[0]
+        features, labels = self.features[images["row"]], images["label"].to_numpy()
+        layer = fit_linear(features, labels, len(data.dataset.classes), best["C"])
         return nn.Sequential(temper(layer, best["temperature"]))
 
 

@@ -1,6 +1,5 @@
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -10,10 +9,11 @@ import toys
 
 import fomo
 from fomo.networks.inference import predict
-from fomo.stages import final
+from fomo.stages import choosing, final
 from fomo.stages.preprocessing import image_loader
 from fomo.storage import write_json
 from fomo.training.calibration import log_loss
+from fomo.training.logistic import fit_linear, temper
 
 
 def options_of(run):
@@ -60,7 +60,7 @@ def test_views_are_what_training_has_shown(flip, rotation, sets):
     assert final.view_sets(flip, rotation) == sets
 
 
-@pytest.mark.parametrize(("heads", "views"), [("probe", 2), ("finetuned", 8), ("searched", 2), ("both", 1)])
+@pytest.mark.parametrize(("heads", "views"), [("finetuned", 8), ("searched", 2), ("both", 1)])
 def test_composed_model_is_the_option_taken_on_images(turned, heads, views):
     """What is told of an option is what its model computes, image by image."""
     path = turned.folder / "11_final" / "options.csv"
@@ -70,11 +70,10 @@ def test_composed_model_is_the_option_taken_on_images(turned, heads, views):
     write_json(path.with_name("chosen.json"), {"heads": heads, "views": views})  # as if it were the best
     composed, members = fomo.compose(turned), fomo.train_members(turned)
     classifier, expected = composed.model.classifier, options[taken & (options["adjustment"] == 0)].set_index("network")
-    temperatures = final.limit(expected["temperature"].tolist())
+    temperatures = choosing.limit(expected["temperature"].tolist())
     assert classifier.temperatures == composed.model.description["temperatures"] == temperatures
     assert len(members) == 2
-    assert len(classifier.networks) == (1 if heads == "probe" else 2)  # there is one network as it comes
-    for number, (network, member) in enumerate(zip(classifier.networks, members, strict=False), start=1):
+    for number, (network, member) in enumerate(zip(classifier.networks, members, strict=True), start=1):
         assert len(network.heads) == (2 if heads == "both" else 1)
         assert network.views == tuple(range(views))
         assert composed.model.description["views"] == list(range(views))
@@ -87,60 +86,6 @@ def test_composed_model_is_the_option_taken_on_images(turned, heads, views):
         assert loss == pytest.approx(expected.loc[number, "validation_loss"], abs=1e-5)
 
 
-def told(right, wrong, loss):
-    """(labels, classes named, losses) of an option that is right on the first `right` images, and wrong on the next."""
-    labels = np.arange(right + wrong) % 2
-    return labels, np.where(np.arange(right + wrong) < right, labels, 1 - labels), loss
-
-
-NOISE = np.random.default_rng(0).normal(scale=0.01, size=100)
-LESS = NOISE[::-1] - 1e-4
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "metric", "expected"),
-    [
-        (told(90, 10, NOISE + 9.0), told(70, 30, NOISE), "macro_f1", True),
-        (told(70, 30, NOISE), told(90, 10, NOISE + 9.0), "macro_f1", False),  # though its loss is lower
-        (told(90, 10, NOISE + 9.0), told(70, 30, NOISE), "accuracy", True),
-        (told(90, 10, NOISE + 9.0), told(70, 30, NOISE), "log_loss", False),  # of which the loss alone tells
-        (told(90, 10, NOISE), told(89, 11, NOISE[::-1] + 1.0), "macro_f1", True),  # told apart by the loss alone
-        (told(91, 9, NOISE[::-1]), told(89, 11, NOISE), "macro_f1", False),  # not told apart at all
-        (told(90, 10, NOISE), told(90, 10, NOISE), "macro_f1", False),
-    ],
-)
-def test_option_is_better_by_the_metric_or_else_by_the_loss(one, other, metric, expected):
-    assert final.better(one, other, metric) is expected
-
-
-def test_option_that_was_judged_on_fewer_images_is_compared_on_those():
-    few = tuple(values[:100] for values in told(95, 5, NOISE))
-    many = tuple(np.concatenate(pair) for pair in zip(told(70, 30, NOISE), told(100, 0, NOISE), strict=True))
-    assert final.better(few, many, "accuracy")
-    assert not final.better(many, few, "accuracy")
-
-
-def test_simplest_option_is_chosen_unless_a_later_one_is_better_on_all_networks_together():
-    config = SimpleNamespace(final="validation", metric="accuracy")
-    weak, strong = told(70, 30, NOISE), told(90, 10, NOISE)
-    options = {("probe", 1): weak, ("finetuned", 1): weak, ("searched", 2): strong, ("both", 8): strong}
-    assert final.choose([options], config) == {"heads": "searched", "views": 2}
-    likely = (*strong[:2], NOISE - 1.0)  # of the views of a head those of least loss
-    assert final.choose([options | {("searched", 8): likely}], config) == {"heads": "searched", "views": 8}
-    others = {option: weak for option in options if option[0] != "probe"}
-    assert final.choose([dict.fromkeys(options, weak), others], config) == {"heads": "probe", "views": 1}
-    assert final.choose([options], SimpleNamespace(final="searched")) == {"heads": "searched", "views": 1}
-
-
-def test_finetuned_network_of_less_loss_is_chosen_though_no_test_shows_it():
-    config = SimpleNamespace(final="validation", metric="accuracy")
-    weak, less, wrong = (told(right, 100 - right, loss) for right, loss in ((70, NOISE), (70, LESS), (50, LESS)))
-    assert not final.better(less, weak, "accuracy")
-    assert final.choose([{("probe", 1): weak, ("finetuned", 1): less}], config)["heads"] == "finetuned"
-    assert final.choose([{("probe", 1): less, ("finetuned", 1): weak}], config)["heads"] == "probe"
-    assert final.choose([{("probe", 1): weak, ("finetuned", 1): wrong}], config)["heads"] == "probe"
-
-
 @pytest.fixture
 def validated(copied, dataset):
     """The toy run, whose final model is yet to be chosen on validation."""
@@ -149,10 +94,25 @@ def validated(copied, dataset):
     return toys.tiny_run(dataset, final="validation")
 
 
+def test_probe_that_is_taken_has_learned_from_all_images(turned, monkeypatch):
+    monkeypatch.setattr(final, "choose", lambda judged, config: {"heads": "probe", "views": 2})
+    network, data, probe = (
+        fomo.compose(turned).model.classifier.networks[0],
+        fomo.preprocess(turned),
+        fomo.probe(turned),
+    )
+    assert network.views == (0, 1)
+    rows, labels = (np.concatenate([data.part(name)[place] for name in ("train", "validation")]) for place in (1, 2))
+    layer = fit_linear(probe.features[np.sort(rows)], labels[np.argsort(rows)], 3, probe.strengths["C"].iloc[0])
+    expected = temper(layer, probe.strengths["temperature"].iloc[0])
+    assert torch.allclose(network.heads[0][0].weight, expected.weight, rtol=1e-3, atol=1e-2)
+    assert not torch.allclose(network.heads[0][0].weight, probe.head[0].weight, rtol=1e-2)
+
+
 def test_validation_chooses_what_the_paired_tests_say(validated):
     composed, members = fomo.compose(validated), enumerate(fomo.train_members(validated))
     judged = [final.judge_options(validated, member, first=not number)[1] for number, member in members]
-    assert composed.chosen[["heads", "views"]].to_dict() == final.choose(judged, validated.config)
+    assert composed.chosen[["heads", "views"]].to_dict() == choosing.choose(judged, validated.config)
 
 
 def test_report_takes_its_searched_head_whatever_is_better(copied):
@@ -180,26 +140,6 @@ def test_options_are_told_by_the_mean_of_all_networks(finished):
     stored = pd.read_csv(finished.run.folder / "11_final" / "options.csv")
     mean = stored.groupby(["heads", "views"])["validation_loss"].mean()
     assert options_of(finished.run)["validation_loss"].to_dict() == pytest.approx(mean.to_dict())
-
-
-def test_several_networks_are_made_surer_but_not_less_sure():
-    assert final.limit([1.5]) == [1.5]
-    assert final.limit([1.5, 0.8, 1.0]) == [1.0, 0.8, 1.0]
-
-
-@pytest.mark.parametrize(
-    ("accuracy", "f1", "taken"),
-    [
-        ((0.8, 0.8, 0.8), (0.6, 0.6, 0.6), 0.0),  # of equals the first
-        ((0.8, 0.81, 0.8), (0.6, 0.61, 0.62), 0.5),
-        ((0.8, 0.81, 0.7), (0.6, 0.61, 0.69), 0.25),  # the last one costs more accuracy than it gains
-        ((0.98, 0.97, 0.96), (0.49, 0.6, 0.65), 0.5),
-        ((0.9661458333333334, 0.9661458333333333, 0.96), (0.6, 0.6, 0.6), 0.0),  # equal but for the rounding
-    ],
-)
-def test_adjustment_is_taken_that_gains_more_f1_than_it_costs_accuracy(accuracy, f1, taken):
-    columns = {"adjustment": [0.0, 0.25, 0.5], "validation_accuracy": accuracy, "macro F1": f1}
-    assert final.choose_adjustment(pd.DataFrame(columns)) == taken
 
 
 def test_adjustment_taken_is_in_the_model_and_in_the_classes_that_it_names(validated, monkeypatch):

@@ -1,0 +1,64 @@
+"""What is taken of the options that a final model may be made of, by validation images."""
+
+import numpy as np
+import pandas as pd
+from scipy.stats import ttest_1samp
+
+from fomo.config import Config
+from fomo.stages import metrics
+
+
+def choose(judged: list[dict], config: Config) -> dict:
+    """The heads and views to take, of what `judge_options` says of each network: of each heads the views of least loss.
+    Of these the first, unless a later one is `better` than it. The finetuned network costs no more than the probe, and
+    few validation images cannot show what it gains: so it is taken where its loss is less, unless the probe is
+    `better`."""
+    if config.final == "searched":
+        return {"heads": "searched", "views": 1}
+    together = {}
+    for option in judged[0]:
+        parts = [worth[option] for worth in judged if option in worth]
+        together[option] = tuple(np.concatenate(values) for values in zip(*parts, strict=True))
+    best = None
+    for name in dict.fromkeys(heads for heads, _ in together):
+        option = min((one for one in together if one[0] == name), key=lambda one: together[one][2].mean())
+        if best is None or better(together[option], together[best], config.metric):
+            best = option
+        elif (best[0], name) == ("probe", "finetuned"):
+            less = together[option][2].mean() < together[best][2].mean()
+            best = option if less and not better(together[best], together[option], config.metric) else best
+    return {"heads": best[0], "views": best[1]}
+
+
+def better(one: tuple, other: tuple, metric: str) -> bool:
+    """Whether an option is better than another on the same images, given (labels, classes named, losses) of each, in
+    paired tests with p < 0.05: by the metric that is wanted where that tells them apart, else by the loss, which tells
+    options apart with fewer images. An option that was judged on fewer images is compared on those."""
+    size = min(len(one[0]), len(other[0]))
+    labels, named, losses = (values[:size] for values in one[:3])
+    others, others_losses = other[1][:size], other[2][:size]
+    if metric != "log_loss":
+        gain, p = metrics.paired_gain(labels, named, others, metric)
+        if p < 0.05:
+            return gain > 0
+    differences = losses - others_losses
+    if not differences.any():
+        return False
+    return bool(differences.mean() < 0 and ttest_1samp(differences, 0.0).pvalue < 0.05)
+
+
+def limit(temperatures: list[float]) -> list[float]:
+    """The temperatures of the networks in their mean, from those that calibrate each of them alone: the same for one
+    network, at most 1 for several.
+
+    The mean of several is less sure of itself than each is. If each were made less sure as well, the mean would be too
+    unsure (Rahaman and Thiery, arXiv:2007.08792); and no images are new to all of them, to calibrate it by.
+    """
+    return temperatures if len(temperatures) == 1 else [min(temperature, 1.0) for temperature in temperatures]
+
+
+def choose_adjustment(decisions: pd.DataFrame) -> float:
+    """The adjustment of best macro F1, of which the accuracy is taken off that it costs; the first row has none."""
+    accuracy = decisions["validation_accuracy"]
+    worth = decisions["macro F1"] - (accuracy.iloc[0] - accuracy).clip(lower=0)
+    return float(decisions.loc[worth.round(9).idxmax(), "adjustment"])  # means of several networks differ by rounding
