@@ -1,4 +1,7 @@
-"""What each step of a run takes, by what was timed: a pure function of facts and settings."""
+"""What each step of a run takes, by what was timed, and the table of it: pure functions of facts and settings."""
+
+import numpy as np
+import pandas as pd
 
 from fomo.config import Config
 from fomo.stages.facts import Facts
@@ -103,3 +106,34 @@ def suspecting(images: int) -> float:
 
 def train_pace(facts: Facts, config: Config, side: int) -> float:
     return facts.pace(config.backbone, round(config.train_scale * side), "train")
+
+
+def _many(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
+def steps(config: Config, seconds: dict[str, float] | None = None) -> pd.DataFrame:
+    """The steps of a run of these settings: step, minutes (where the `seconds` of each are known), why."""
+    some = f"{config.trial_share:.0%} of the images"
+    how = f", each of {config.epoch_images} images" * bool(config.epoch_images)
+    how += ", batch statistics fixed" * config.fix_statistics
+    why = {
+        "preprocess": f"images brought to {config.image_size} pixels ({config.fit}), and divided",
+        "probe": "a first model: a linear layer on the network as it comes",
+        "finetune": f"the study's first point, {_many(config.first_epochs, 'epoch')}" * (config.first_epochs > 0),
+        "optimize_finetuning": f"{_many(config.trials, 'trial')} on {some}" * (config.trials > 0),
+        "race": f"the best {config.finalists} trials against each other" * (config.trials > 0 and config.finalists > 1),
+        "finetune_best": f"{_many(config.epochs, 'epoch')} of {config.backbone}{how}",
+        "extract_features": "what the heads learn from" * (config.darts_epochs > 0),
+        "search_head": f"DARTS and 37 heads alone, with {_many(config.head_seeds, 'seed')}" * (config.darts_epochs > 0),
+        "tune_head": _many(config.head_trials, "trial") * (config.darts_epochs > 0 and config.head_trials > 0),
+        "train_head": "the head itself" * (config.darts_epochs > 0),
+        "train_members": _many(config.members - 1, "further network") * (config.members > 1),
+        "compose": "of all these, what is best on validation",
+        "evaluate": "the test images, once",
+        "suspects": "train images whose labels are perhaps wrong",
+        "pages": "notebooks and pages",
+    }
+    rows = [{"step": name, "minutes": (seconds or {}).get(name, np.nan) / 60, "why": why[name]} for name in ORDER]
+    table = pd.DataFrame(rows)[[bool(row["why"]) for row in rows]].reset_index(drop=True)
+    return table.round({"minutes": 2}) if seconds else table.drop(columns="minutes")

@@ -11,7 +11,7 @@ from fomo.networks.weights import OFFLINE, ONLINE, available
 from fomo.stages import rules
 from fomo.stages.contest import Contest, contest
 from fomo.stages.facts import Facts, look
-from fomo.stages.forecast import ORDER, SAFETY, epoch, forecast, member
+from fomo.stages.forecast import ORDER, SAFETY, epoch, forecast, member, steps
 from fomo.stages.inputs import bound_stage, dataset_of
 from fomo.storage import read_json, read_table, write_json
 
@@ -40,7 +40,7 @@ def plan(run: Run) -> Planned:
     A run without minutes, or by the stored plan of another run, has its settings already.
     """
     if not run.clock.limited:
-        return Planned(asdict(run.config), rules.steps(run.config))
+        return Planned(asdict(run.config), steps(run.config))
     with run.alone("0_plan"):
         stage = _stage(run)
         if not stage.done:

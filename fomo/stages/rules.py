@@ -9,7 +9,7 @@ import pandas as pd
 from fomo.config import Config, UserError
 from fomo.stages.contest import CUT_OUTS, FEWEST, Contest, cost
 from fomo.stages.facts import Facts
-from fomo.stages.forecast import ORDER, SAFETY, around, epoch, forecast, member, race, train_pace
+from fomo.stages.forecast import SAFETY, around, epoch, forecast, member, race, steps, train_pace
 
 # Rules.
 ENOUGH_EPOCHS, ENOUGH_STEPS = 24, 600  # from both on further networks bring more than further epochs
@@ -18,6 +18,7 @@ LEVEL, GAIN = 1.5, 0.65  # by trainings of 40 to 2000 steps on four data sets, w
 FEW_EPOCHS = 5  # with fewer, an epoch is a part of the images
 OFTEN = 6  # epochs: from here on images are turned upside down and cut out, where the contest takes that
 SETTLED, FEW_IMAGES = 200, 8000  # steps, train images: with fewer, the statistics of batches do harm
+SMALL_CLASS, FEWEST_JUDGES = 25, 50  # images: train images of a class, validation images
 MEMORY = 0.5  # of what is free: what a batch may keep
 SMALLEST_BATCH = 4  # images: with fewer, batch statistics say nothing
 JUDGING = 0.1  # of the seconds: what the passes over the test images may take
@@ -64,8 +65,10 @@ def networks(facts: Facts, sides: list[int], contest: float) -> list[str]:
 
 def validation_share(facts: Facts) -> float:
     """A fifth of few images, down to a twentieth of many: some hundred are needed to choose by, and more bring little,
-    while the training misses them. Those that are given for it stay."""
-    return facts.validated or float(np.clip(round(400 / facts.train, 2), 0.05, 0.2))
+    while the training misses them. It misses them most where classes are small: of those a tenth will do, if it is
+    `FEWEST_JUDGES` images. Those that are given for it stay."""
+    most = 0.1 if facts.train < SMALL_CLASS * facts.classes and 0.1 * facts.train >= FEWEST_JUDGES else 0.2
+    return facts.validated or float(np.clip(round(400 / facts.train, 2), 0.05, most))
 
 
 def make_plan(facts: Facts, contest: Contest, config: Config, seconds: float, asked: dict | None = None) -> Plan:
@@ -217,34 +220,3 @@ def _changed(settings: Config, config: Config) -> dict:
     """The settings that a plan has made."""
     before = asdict(config)
     return {name: value for name, value in asdict(settings).items() if value != before[name]}
-
-
-def _many(number: int, what: str) -> str:
-    return f"{number} {what}{'s' * (number != 1)}"
-
-
-def steps(config: Config, seconds: dict[str, float] | None = None) -> pd.DataFrame:
-    """The steps of a run of these settings: step, minutes (where the `seconds` of each are known), why."""
-    some = f"{config.trial_share:.0%} of the images"
-    how = f", each of {config.epoch_images} images" * bool(config.epoch_images)
-    how += ", batch statistics fixed" * config.fix_statistics
-    why = {
-        "preprocess": f"images brought to {config.image_size} pixels ({config.fit}), and divided",
-        "probe": "a first model: a linear layer on the network as it comes",
-        "finetune": f"the study's first point, {_many(config.first_epochs, 'epoch')}" * (config.first_epochs > 0),
-        "optimize_finetuning": f"{_many(config.trials, 'trial')} on {some}" * (config.trials > 0),
-        "race": f"the best {config.finalists} trials against each other" * (config.trials > 0 and config.finalists > 1),
-        "finetune_best": f"{_many(config.epochs, 'epoch')} of {config.backbone}{how}",
-        "extract_features": "what the heads learn from" * (config.darts_epochs > 0),
-        "search_head": f"DARTS and 37 heads alone, with {_many(config.head_seeds, 'seed')}" * (config.darts_epochs > 0),
-        "tune_head": _many(config.head_trials, "trial") * (config.darts_epochs > 0 and config.head_trials > 0),
-        "train_head": "the head itself" * (config.darts_epochs > 0),
-        "train_members": _many(config.members - 1, "further network") * (config.members > 1),
-        "compose": "of all these, what is best on validation",
-        "evaluate": "the test images, once",
-        "suspects": "train images whose labels are perhaps wrong",
-        "pages": "notebooks and pages",
-    }
-    rows = [{"step": name, "minutes": (seconds or {}).get(name, np.nan) / 60, "why": why[name]} for name in ORDER]
-    table = pd.DataFrame(rows)[[bool(row["why"]) for row in rows]].reset_index(drop=True)
-    return table.round({"minutes": 2}) if seconds else table.drop(columns="minutes")

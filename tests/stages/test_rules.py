@@ -10,7 +10,7 @@ import pytest
 from fomo.config import PRESETS, Config, UserError
 from fomo.stages.contest import Contest
 from fomo.stages.facts import Facts
-from fomo.stages.rules import SEARCH, forecast, make_plan, networks, sides
+from fomo.stages.rules import SEARCH, forecast, make_plan, networks, sides, validation_share
 
 SMALL, LARGE = "tf_efficientnet_lite0", "resnet34"
 SPEEDS = pd.DataFrame(
@@ -162,6 +162,14 @@ def test_validation_images_that_are_given_are_the_share():
     config = replace(CONFIG, minutes=15.0)
     assert make_plan(facts(validated=0.17), CONTEST, config, 900).settings["validation_share"] == 0.17
     assert make_plan(facts(), CONTEST, config, 900).settings["validation_share"] == 0.13
+
+
+@pytest.mark.parametrize(
+    ("train", "classes", "share"),
+    [(300, 3, 0.2), (1020, 102, 0.1), (1020, 10, 0.2), (499, 100, 0.2), (3000, 200, 0.1), (5156, 102, 0.08)],
+)
+def test_small_classes_leave_fewer_images_to_validation(train, classes, share):
+    assert validation_share(facts(train=train, classes=classes)) == share
 
 
 def test_network_of_a_better_contest_is_taken():
