@@ -138,6 +138,9 @@ def _advice(error: OSError, of_run: bool) -> list[str]:
     elsewhere = "results go to data/runs and figures, or to the folders that FOMO_RUNS and FOMO_FIGURES name"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return ["free some space"] + [elsewhere] * of_run
+    if error.errno == errno.ENOENT and path and path.is_relative_to(results[0]):
+        stages = "delete the folder that lacked it and those of the stages after it"
+        return [f"a stored result is incomplete: {stages}, or compute the run anew with FOMO_FRESH=1"]
     advice = _missing_right(path) if path and error.errno in (errno.EACCES, errno.EPERM) else []
     return advice + [elsewhere] * any(path and path.is_relative_to(folder) for folder in results)
 

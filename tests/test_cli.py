@@ -18,6 +18,7 @@ from fomo.__main__ import main
 from fomo.config import PRESETS, ROOT, UserError
 from fomo.networks.weights import ONLINE
 from fomo.pages import check_parameters
+from fomo.paths import runs_folder
 from fomo.report import NOTEBOOKS, STAGES
 from fomo.stages.finetuning import FINETUNING_FIRST
 from fomo.storage import read_json, write_json
@@ -190,6 +191,16 @@ def test_error_of_the_system_gets_no_advice_that_does_not_fit(asked_to_fail, cap
     asked_to_fail(OSError(number, os.strerror(number), name))
     message = refusal(capsys)
     assert message.strip().endswith(f"{os.strerror(number)}{f': {name!r}' if name else ''}; what is computed is kept")
+
+
+def test_file_that_a_stored_result_lacks_is_named_with_what_to_do(asked_to_fail, capsys):
+    missing = runs_folder("fashion_sample") / "quick" / "2_probe" / "head.pt"
+    asked_to_fail(FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(missing)))
+    message = refusal(capsys)
+    assert str(missing) in message
+    assert "compute the run anew with FOMO_FRESH=1" in message
+    asked_to_fail(FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "elsewhere"))
+    assert "FOMO_FRESH" not in refusal(capsys)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
