@@ -54,6 +54,8 @@ TASKS = {
     "skin_cancer": Task("skin_cancer", test=10**6),
     "fashion_sample": Task("fashion_sample", test=10**6),
     "flowers, 10 of each class": Task("flowers", each=10),
+    "fashion, 10 of each class": Task("fashion", each=10),
+    "emotions, 10 of each class": Task("emotions", each=10),
     "fashion, 100 of each class": Task("fashion", each=100),
     "emotions, 3 classes, 100 of each": Task("emotions", (0, 3, 4), 100),
     "skin_cancer, 100 of each class": Task("skin_cancer", each=100),

@@ -1,5 +1,5 @@
-"""What a finetuning of so many steps is worth beside the probe, by the plain recipe and by two others: what the rules
-of steps and epochs (`stages/rules.py`) rest on."""
+"""What a finetuning of so many steps is worth beside the probe, by the plain recipe and by others: what the rules of
+steps, epochs and validation images (`stages/rules.py`) rest on."""
 
 import math
 from collections.abc import Iterable
@@ -24,11 +24,13 @@ from fomo.storage import read_table, write_table
 SIDE, BATCH = 96, 32  # pixels, images
 STEPS = (40, 160, 640)
 TASKS = ("fashion, 100 of each class", "emotions, 3 classes, 100 of each", "flowers, 10 of each class")
-TASKS += ("skin_cancer, 100 of each class", "flowers", "skin_cancer")
+TASKS += ("skin_cancer, 100 of each class", "fashion, 10 of each class", "emotions, 10 of each class")
+TASKS += ("flowers", "skin_cancer")
 RECIPES = {  # each a change to the first
     "plain": {},
     "cut-outs": {"zoom": CUT_OUTS["zoom"], "train_scale": CUT_OUTS["scale"]},
     "fixed statistics": {"fix_statistics": True},
+    "fixed statistics, a fifth for validation": {"fix_statistics": True, "validation_share": 0.2},
 }
 SETTINGS = {"minutes": 0.0, "image_size": SIDE, "batch_size": BATCH, "validation_share": 0.1, "on_bad": "skip"}
 
