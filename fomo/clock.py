@@ -11,6 +11,7 @@ from fomo.storage import read_json, write_json
 EVERY = 2.0  # seconds between two writes of the count: what a kill can lose of it
 CHECKS = 5.0  # seconds between two looks of a training at the clock
 SLOWNESS = (0.5, 5.0)  # the least and the most that is believed
+CROWDING = 3.0  # the most that is believed
 SLACK = 0.02  # of what a training takes: so much too long is left as it is
 
 
@@ -33,8 +34,10 @@ class Clock:
         """Takes over what is stored: another process may have gone on with the run."""
         self.decisions = read_json(self._decided) if self._decided.exists() else {}
         if self._since is None:
-            stored = read_json(self._count) if self._count.exists() else {"seconds": 0.0, "slowness": 1.0}
+            stored = {"seconds": 0.0, "slowness": 1.0, "crowding": 1.0}
+            stored |= read_json(self._count) if self._count.exists() else {}
             self._before, self.slowness = stored["seconds"], stored["slowness"]  # how much slower it is than was timed
+            self.crowding = stored["crowding"]  # how much longer it takes than it has a processor
             self._written = self._before
 
     @property
@@ -81,7 +84,8 @@ class Clock:
         if self.limited and (always or self.used - self._written >= EVERY):
             self._written = self.used
             self._count.parent.mkdir(parents=True, exist_ok=True)
-            write_json(self._count, {"seconds": self.used, "slowness": self.slowness})
+            stored = {"seconds": self.used, "slowness": self.slowness, "crowding": self.crowding}
+            write_json(self._count, stored)
 
     def decide(self, name: str, make: Callable[[], object]) -> object:
         """What was decided under `name`, or, if nothing was, what `make` gives, which is stored. A run without minutes
@@ -121,7 +125,7 @@ class Pace:
         self.seconds = seconds
         self.most = 0  # steps, as planned
         self.planned = 0.0  # seconds a step
-        self.begun: tuple[int, float] | None = None  # a step, and the seconds used then: measured from there
+        self.begun: tuple[int, float, float] | None = None  # a step, the seconds used then, those of a processor
         self.warm = False  # the first steps are slow, on a GPU by far: they are not measured
         self.looked = 0.0
 
@@ -132,19 +136,24 @@ class Pace:
                 return total
         clock.tick()
         if self.begun is None:
-            self.begun, self.looked = (step, clock.used), clock.used
+            self.begun, self.looked = self._now(step), clock.used
             self.most = cuts[0][1] if cuts else steps
             self.planned = self.seconds / self.most
         if not clock.limited or clock.used - self.looked < CHECKS or (cuts and step < cuts[-1][0]):
             return steps
         self.looked = clock.used
         if not self.warm:
-            self.begun, self.warm = (step, clock.used), True
+            self.begun, self.warm = self._now(step), True
             return steps
-        each = (clock.used - self.begun[1]) / (step - self.begun[0])
+        taken, busy = (now - before for now, before in zip(self._now(step)[1:], self.begun[1:], strict=True))
+        clock.crowding = min(max(taken / max(busy, 1e-9), 1.0), CROWDING)
+        each = taken / (step - self.begun[0])
         clock.slowness = min(max(each / self.planned, SLOWNESS[0]), SLOWNESS[1])
         fitting = min(step + max(1, int(self.left() / each)), self.most)
         if abs(fitting - steps) <= SLACK * (steps - step):
             return steps
         clock.keep(self.name, [*(cuts or [(0, self.most)]), (step, fitting)])
         return fitting
+
+    def _now(self, step: int) -> tuple[int, float, float]:
+        return step, self.clock.used, time.thread_time()

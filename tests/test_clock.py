@@ -15,10 +15,13 @@ def time(monkeypatch):
     """A time that passes only when it is told to: time.now += 3."""
 
     class Time:
-        now = 0.0
+        now, share = 0.0, 1.0  # the share of it that this process has a processor
 
         def monotonic(self) -> float:
             return self.now
+
+        def thread_time(self) -> float:
+            return self.now * self.share
 
     found = Time()
     monkeypatch.setattr(clock, "time", found)
@@ -116,6 +119,14 @@ def test_training_on_a_slow_machine_gets_fewer_steps_and_ends_in_time(tmp_path, 
     assert watch.slowness == pytest.approx(2.0)
     decided = Clock(10, tmp_path).decisions["steps of training"]
     assert decided[-1][1] == 50
+
+
+@pytest.mark.parametrize(("share", "crowding"), [(1.0, 1.0), (0.5, 2.0), (0.01, 3.0)])
+def test_training_tells_how_crowded_the_processors_are(tmp_path, time, share, crowding):
+    watch, time.share = Clock(10, tmp_path), share
+    with watch.running():
+        walk(watch.pace("training", lambda: 200 - watch.used, 100.0), time, 100, 1.0)
+    assert watch.crowding == Clock(10, tmp_path).crowding == pytest.approx(crowding)
 
 
 def test_training_that_becomes_faster_gets_its_steps_back(tmp_path, time):

@@ -120,8 +120,10 @@ def reserve(run: Run, step: str) -> float:
 
 
 def _at_pace(run: Run, seconds: dict[str, float]) -> float:
-    """So many planned seconds in sum, at the present pace: that of a network's passes, which the pages have none of."""
-    return sum(value * (1.0 if name == "pages" else run.clock.slowness) for name, value in seconds.items())
+    """So many planned seconds in sum, at the present pace: that of a network's passes. The pages have none; they take
+    longer where other programs keep the processors busy."""
+    crowding = run.clock.crowding if run.device.type == "cpu" else 1.0  # who waits for a GPU needs no processor
+    return sum(value * (crowding if name == "pages" else run.clock.slowness) for name, value in seconds.items())
 
 
 def budget(run: Run, step: str) -> Callable[[], bool]:

@@ -4,6 +4,7 @@ import filecmp
 import time
 
 import pytest
+import torch
 import toys
 
 import fomo
@@ -11,7 +12,8 @@ from fomo.config import UserError
 from fomo.networks.weights import OFFLINE, ONLINE
 from fomo.stages import rules, timing
 from fomo.stages.common import STAGES
-from fomo.stages.planning import another, looked_at
+from fomo.stages.forecast import PAGES
+from fomo.stages.planning import another, looked_at, reserve
 
 TINY = {"backbone": "test_efficientnet", "weights": "random", "image_size": 32, "batch_size": 4, "epochs": 2}
 TINY |= {"trials": 2, "initial_trials": 1, "trial_share": 1.0, "darts_epochs": 1, "head_seeds": 1, "head_trials": 2}
@@ -49,6 +51,14 @@ def test_time_that_is_left_makes_a_further_network_if_the_first_is_as_good_as_th
     assert another(limited, 4, pays=True)
     assert not another(limited, 5, pays=False)
     assert not another(limited, rules.MOST_MEMBERS + 1, pays=True)
+
+
+def test_more_time_is_kept_for_the_pages_beside_other_programs(limited, monkeypatch):
+    usual = reserve(limited, "evaluate")
+    monkeypatch.setattr(limited.clock, "crowding", 2.0)
+    assert reserve(limited, "evaluate") == pytest.approx(usual + PAGES)
+    monkeypatch.setattr(limited, "device", torch.device("cuda"))
+    assert reserve(limited, "evaluate") == usual
 
 
 def test_finished_run_with_minutes_is_read_and_not_planned_anew(limited, monkeypatch):
