@@ -110,7 +110,8 @@ def beside_probe(final: Final, config: Config) -> list[str]:
     """A line where the probe is the final model, or better than it on validation by the metric that is wanted."""
     chosen, options = final.chosen, final.options
     if chosen["heads"] == "probe":
-        return ["finetuning did not beat the probe on validation: the model is the network as it comes"]
+        found = "finetuning did not beat the probe on validation"
+        return [f"{found}: the model is the network as it comes, its last layer fitted to all images"]
     probe = options[(options["heads"] == "probe") & (options["views"] == chosen["views"])].iloc[0]
     name = {"macro_f1": "macro F1", "accuracy": "validation_accuracy", "log_loss": "validation_loss"}[config.metric]
     sign = -1 if config.metric == "log_loss" else 1
