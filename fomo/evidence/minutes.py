@@ -214,7 +214,11 @@ def draw(table: pd.DataFrame, path: Path) -> None:
         of, x="minutes", y="value", hue="method", style="method", markers=True, dashes=False, kind="line", col="task",
         col_wrap=3, height=2.6, aspect=1.2, facet_kws={"sharey": False},
     )  # fmt: skip
-    grid.set(xscale="log", xticks=MINUTES, xticklabels=MINUTES).set_titles("{col_name}").set_ylabels("macro F1, test")
+    ticks = sorted(of["minutes"].unique())
+    grid.set(xscale="log", xticks=ticks, xticklabels=[f"{each:g}" for each in ticks])
+    grid.set_titles("{col_name}").set_ylabels("macro F1, test")
+    for axes in grid.axes.flat:  # a logarithmic axis writes 3 x 10^0 and the like between them
+        axes.minorticks_off()
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic(path) as temporary:
         grid.figure.savefig(temporary, format="png", dpi=120, bbox_inches="tight")

@@ -53,7 +53,7 @@ def gather() -> str:
     text += ["finetunings of so many steps, accuracy on test", steps.summary(steps.trainings())]
     text += ["wrong labels that are found: precision / recall (named)", label_errors.summary(label_errors.found())]
     compared = minutes.compare()
-    minutes.draw(compared, rules_run.figures.parent / "minutes.png")
+    minutes.draw(compared, rules_run.figures.parent / "readme" / "minutes.png")
     text += ["at equal minutes, macro F1 on test", minutes.summary(compared)]
     return "\n\n".join(part if isinstance(part, str) else part.to_string() for part in text)
 
