@@ -28,7 +28,7 @@ TASKS += ("skin_cancer, 100 of each class", "fashion, 10 of each class", "emotio
 TASKS += ("flowers", "skin_cancer")
 RECIPES = {  # each a change to the first
     "plain": {},
-    "cut-outs": {"zoom": CUT_OUTS["zoom"], "train_scale": CUT_OUTS["scale"]},
+    "cut-outs": CUT_OUTS,
     "fixed statistics": {"fix_statistics": True},
     "fixed statistics, a fifth for validation": {"fix_statistics": True, "validation_share": 0.2},
 }

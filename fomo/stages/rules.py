@@ -96,7 +96,7 @@ def make_plan(facts: Facts, contest: Contest, config: Config, seconds: float, as
         if epochs < OFTEN:
             one = replace(one, **{"flip": "none" if one.flip == "none" else "horizontal"} | asked)
         elif contest.cuts:
-            one = replace(one, **{"zoom": CUT_OUTS["zoom"], "train_scale": CUT_OUTS["scale"]} | asked)
+            one = replace(one, **CUT_OUTS | asked)
         found.append((_promise(facts, one, row, _epochs(facts, one, seconds)), one, _fixed(facts, one)))
     fitting = [option for option in found if option[-1] <= seconds]
     if not fitting:
