@@ -27,6 +27,7 @@ TOLD = 0.7  # the share of upright and turned images of which it may be told whi
 TURNED_SIDE = 96  # pixels at which changed images are seen at most
 CUT_OUTS = {"zoom": 0.37}  # as `augment` has it
 CUTS = 2  # of each image
+FEW_IMAGES = 2000  # of train: with more of them cut-outs bring nothing, or cost
 PIXELS = 2**20  # of a batch: with larger ones a processor is slower
 
 
@@ -138,7 +139,7 @@ def contest(
     for name in backbones[1:]:
         enter(load_backbone(name, run.config.weights, middle).to(run.device).eval(), middle, fit)
     side = sides[-1] if len(sides) == 1 else min(TURNED_SIDE, sides[-1])
-    turns, flip, cuts = _turn(part, network, side, fit)
+    turns, flip, cuts = _turn(part, network, side, fit, cuts=facts.train <= FEW_IMAGES)
     for path in folder.glob("*.npy"):
         path.unlink()
     return Contest(pd.DataFrame(rows).sort_values(["backbone", "side"]), fit, turns, flip, cuts)
@@ -149,8 +150,9 @@ def cost(facts: Facts, backbones: list[str], sides: list[int], fits: int, images
     first, middle = backbones[0], sides[len(sides) // 2]
     passes = sum(1 / facts.pace(first, side, "forward") for side in [*sides, *[middle] * (fits - 1)])
     passes += sum(1 / facts.pace(name, middle, "forward") for name in backbones[1:])
-    passes += (4 + CUTS) / facts.pace(first, min(TURNED_SIDE, sides[-1]), "forward") + fits / facts.decoded
-    views = [1] * (len(sides) + fits + len(backbones) - 1) + [2, 4, 1 + CUTS]
+    cuts = CUTS if facts.train <= FEW_IMAGES else 0
+    passes += (4 + cuts) / facts.pace(first, min(TURNED_SIDE, sides[-1]), "forward") + fits / facts.decoded
+    views = [1] * (len(sides) + fits + len(backbones) - 1) + [2, 4] + [1 + cuts] * bool(cuts)
     learned = sum(2 * facts.fitted(number * images // 2) for number in views)
     return passes * images + learned
 
@@ -163,7 +165,7 @@ def _simplest(names: list[str], found: list[np.ndarray]) -> str:
     return names[best] if difference.mean() > difference.std() / np.sqrt(len(difference)) else names[0]
 
 
-def _turn(part: Part, network: Backbone, side: int, fit: str) -> tuple[pd.DataFrame, str, bool]:
+def _turn(part: Part, network: Backbone, side: int, fit: str, *, cuts: bool) -> tuple[pd.DataFrame, str, bool]:
     """Which changed images may stand for the image: what a logistic regression loses that learns from them as well.
 
     Where left and right tell classes apart, mirrored images contradict the others, and the loss on images as they are
@@ -195,6 +197,8 @@ def _turn(part: Part, network: Backbone, side: int, fit: str) -> tuple[pd.DataFr
         if not row["taken"]:
             break
         flip = "horizontal" if name == "mirrored" else "both"
+    if not cuts:
+        return pd.DataFrame(rows), flip, False
     row = compare("cut-outs", [seen[0], *(part.features(network, side, fit, cut=cut + 1) for cut in range(CUTS))])
     row["taken"] = row["difference"] <= 0
     return pd.DataFrame(rows), flip, row["taken"]

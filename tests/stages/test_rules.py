@@ -200,7 +200,7 @@ def test_sides_are_those_there_is_time_for():
 
 
 def test_sides_that_a_short_contest_cannot_see_are_not_tried():
-    assert sides(facts(), CONFIG, 3600, 6) == [64, 96, 128]
+    assert sides(facts(), CONFIG, 3600, 5) == [64, 96, 128]
     assert sides(facts(), CONFIG, 3600, 0.1) == [64]
 
 
