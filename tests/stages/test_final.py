@@ -96,11 +96,8 @@ def validated(copied, dataset):
 
 def test_probe_that_is_taken_has_learned_from_all_images(turned, monkeypatch):
     monkeypatch.setattr(final, "choose", lambda judged, config: {"heads": "probe", "views": 2})
-    network, data, probe = (
-        fomo.compose(turned).model.classifier.networks[0],
-        fomo.preprocess(turned),
-        fomo.probe(turned),
-    )
+    network = fomo.compose(turned).model.classifier.networks[0]
+    data, probe = fomo.preprocess(turned), fomo.probe(turned)
     assert network.views == (0, 1)
     rows, labels = (np.concatenate([data.part(name)[place] for name in ("train", "validation")]) for place in (1, 2))
     layer = fit_linear(probe.features[np.sort(rows)], labels[np.argsort(rows)], 3, probe.strengths["C"].iloc[0])
