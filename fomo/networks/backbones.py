@@ -39,6 +39,11 @@ class Backbone(nn.Module):
         self.stages = [[module for _, module in stage] for stage in split_stages(name, self.network)]
         self.fix_until(1)
 
+    @property
+    def normalises_by_batch(self) -> bool:
+        """Whether it has batch normalisation."""
+        return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.network.modules())
+
     def fix_until(self, layer: int, *, statistics: bool = False) -> None:
         """Fixes the weights until stage `layer` (1 to 4): the stages before it keep weights and batch statistics. With
         `statistics`, all stages keep the latter, and are trained as they will be used."""

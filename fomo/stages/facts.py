@@ -29,8 +29,8 @@ class Facts:
     median, whether all are `grey`, and the `ranges` of their numbers (`survey.Survey`); images that are decoded a
     second (`decoded`); how much longer a logistic regression takes than it did where it was measured (`solver`); bytes
     of memory that are `free` where networks are trained; and `speeds`: backbone, side, forward and train (images a
-    second), the bytes that a training keeps of an image (`kept`), and the seconds of a step of the bank of all heads on
-    its features (`bank`).
+    second), the bytes that a training keeps of an image (`kept`), the seconds of a step of the bank of all heads on its
+    features (`bank`), and whether it has batch normalisation (`by_batch`).
     """
 
     train: int
@@ -70,6 +70,10 @@ class Facts:
     def bank(self, backbone: str) -> float:
         """The seconds of a training step of the bank of all heads."""
         return float(self._largest(backbone)["bank"])
+
+    def by_batch(self, backbone: str) -> bool:
+        """Whether a network has batch normalisation."""
+        return bool(self._largest(backbone)["by_batch"])
 
     def _largest(self, backbone: str) -> pd.Series:
         """What was timed of a backbone at its largest side."""

@@ -159,11 +159,10 @@ def fit_parts(
     """Finetunes `classifier` with `configuration` and the run's recipe, in place, on (pixels, rows, labels) of `train`,
     judged by those of `validation`, all scaled down to `side` pixels unless that is 0; returns its learning curves."""
     settings, config = dict(configuration), run.config
-    fixed = config.fix_statistics and config.weights != "random"  # which come without any
-    classifier.backbone.fix_until(settings.pop("layer"), statistics=fixed)
+    classifier.backbone.fix_until(settings.pop("layer"), statistics=config.fix_statistics)
     batches = image_loader(run, train, classifier.backbone, torch.Generator(), side=side)
     judges = image_loader(run, validation, classifier.backbone, side=side)
-    if fixed:
+    if config.fix_statistics:
         settings["lr"] *= min(1.0, epochs * len(batches) / FULL_RATE)
     recipe = {"schedule": config.schedule, "label_smoothing": config.label_smoothing, "mixup": config.mixup}
     recipe |= {"averaging": config.averaging, "seed": config.seed, "device": run.device}

@@ -122,7 +122,9 @@ def _epochs(facts: Facts, config: Config, seconds: float) -> float:
 
 def _fixes_statistics(facts: Facts, config: Config, epochs: float) -> bool:
     """Whether batch normalisation keeps the statistics of the network as it comes: where few images are seen often, and
-    in trainings too short for new ones to settle (steps.csv)."""
+    in trainings too short for new ones to settle (steps.csv). A network with random weights comes without any."""
+    if config.weights == "random" or not facts.by_batch(config.backbone):
+        return False
     often = epochs >= OFTEN and facts.train <= FEW_IMAGES
     return bool(often or epochs * facts.train < SETTLED * config.batch_size)
 

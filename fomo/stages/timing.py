@@ -50,8 +50,8 @@ def time_network(run: Run, name: str, classes: int) -> list[dict]:
 def _row(run: Run, name: str, classes: int, side: int) -> dict:
     backbone = load_backbone(name, "random", side)
     classifier = Classifier(backbone, LINEAR.build(backbone.num_features, classes)).to(run.device)
-    bank = {"bank": _time_bank(run, backbone.num_features, classes)}
-    return {"backbone": name, "side": side} | _time(run, classifier, side) | bank
+    found = {"bank": _time_bank(run, backbone.num_features, classes), "by_batch": backbone.normalises_by_batch}
+    return {"backbone": name, "side": side} | _time(run, classifier, side) | found
 
 
 def _time_bank(run: Run, features: int, classes: int) -> float:

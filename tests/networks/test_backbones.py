@@ -121,6 +121,11 @@ def test_fixed_statistics_stay_and_weights_are_trained_through_them(layer):
     assert any(not torch.equal(value, before[name]) for name, value in backbone.named_buffers())
 
 
+@pytest.mark.parametrize(("name", "by_batch"), list(zip(TINY, (True, True, False), strict=True)))
+def test_batch_normalisation_is_found(name, by_batch):
+    assert load_backbone(name, "random", 32).normalises_by_batch == by_batch
+
+
 def test_what_is_fixed_can_be_trained_again():
     backbone = load_backbone("test_efficientnet", "random", 32)
     backbone.fix_until(4)

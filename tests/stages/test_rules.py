@@ -21,6 +21,7 @@ SPEEDS = pd.DataFrame(
         "train": [220.0, 70.0, 110.0, 32.0],
         "kept": [3e6, 12e6, 6e6, 24e6],
         "bank": [0.01] * 4,
+        "by_batch": [True] * 4,
     }
 )
 FOUND = pd.DataFrame(
@@ -156,6 +157,16 @@ def test_statistics_are_fixed_in_many_epochs_of_few_images_and_in_few_steps(minu
     assert fixed == ((train < 8000 and epochs >= 5) or epochs * train / settings.batch_size < 200)
     assert settings.fix_statistics == fixed
     assert planned(minutes, train, {"fix_statistics": not fixed})[1].fix_statistics != fixed
+
+
+def test_no_statistics_are_fixed_where_a_network_has_none():
+    assert planned(15, 300)[1].fix_statistics
+    assert not planned(15, 300, config=replace(CONFIG, weights="random"))[1].fix_statistics
+    config = replace(CONFIG, minutes=15.0)
+    assert (
+        "fix_statistics"
+        not in make_plan(facts(300, speeds=SPEEDS.assign(by_batch=False)), CONTEST, config, 900).settings
+    )
 
 
 def test_validation_images_that_are_given_are_the_share():
