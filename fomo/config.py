@@ -54,7 +54,8 @@ class Config:
 
     probe_start: bool = False  # finetuning starts from the probe's linear layer, not from a random one
     fix_statistics: bool = False  # batch normalisation keeps the means and variances that the network comes with
-    plain: bool = False  # finetuning starts at adamw, 1e-3, all layers, and its study searches around that, too
+    plain_lr: float = 0.0  # finetuning starts at adamw on all layers with this learning rate, and its study searches
+    # around that, too; 0: at the report's first point
     first_epochs: int = 8  # of the first finetuning, at the study's first point; 0: none
     epochs: int = 8  # of the finetuning of the study's winner
     schedule: str = "constant"  # of the learning rate: constant, or cosine (from a warm-up to 0)
@@ -110,6 +111,7 @@ CHOICES = {
 }
 FROM_ZERO = ("seed", "minutes", "rotation", "zoom", "label_smoothing", "averaging", "trial_size", "epoch_images")
 FROM_ZERO += ("first_epochs", "trials", "race_epochs", "darts_epochs", "head_images", "head_trials", "mixup")
+FROM_ZERO += ("plain_lr",)
 SHARES = ("crop", "zoom", "train_scale", "validation_share", "trial_share", "race_share")
 SHARES += ("label_smoothing", "averaging")
 LAST_SEED = 10**9  # the seeds made of it must fit where they go
@@ -127,7 +129,7 @@ AUTO = {
     "averaging": 0.99,
     "keep": "last",  # a few validation images cannot tell epochs apart, and the learning rate ends at 0
     "probe_start": True,
-    "plain": True,
+    "plain_lr": 1e-3,
     "first_epochs": 0,
     "prune": True,  # a hopeless trial costs a quarter
     "finalists": 2,

@@ -20,7 +20,7 @@ SETTINGS = {
     "crop": 0.875,
     "batch_size": 4,
     "probe_start": False,
-    "plain": False,
+    "plain_lr": 0.0,
     "schedule": "constant",
     "label_smoothing": 0.0,
     "averaging": 0.0,

@@ -28,7 +28,7 @@ from fomo.study.trials import run_trial
 
 MEASURED = {  # what all runs on the sample have in common, on top of preset `quick`
     **{"crop": 0.875, "rotation": 30.0, "batch_size": 64, "schedule": "constant", "label_smoothing": 0.0},
-    **{"averaging": 0.0, "keep": "loss", "probe_start": False, "plain": False, "trial_share": 1.0, "trial_size": 0},
+    **{"averaging": 0.0, "keep": "loss", "probe_start": False, "plain_lr": 0.0, "trial_share": 1.0, "trial_size": 0},
     **{"fix_statistics": False, "head_images": 0},
 }
 RECIPES = {  # each a change to the first; "all" is those above it at once, "best" what `auto` took of them

@@ -14,7 +14,7 @@ from fomo.evidence.minutes import prepare
 from fomo.networks.classifier import Classifier
 from fomo.networks.inference import predict
 from fomo.stages.contest import CUT_OUTS
-from fomo.stages.finetuning import PLAIN, fit_images, untrained
+from fomo.stages.finetuning import first_point, fit_images, untrained
 from fomo.stages.metrics import METRICS, confusion, scores
 from fomo.stages.planning import plan
 from fomo.stages.preprocessing import Preprocessed, image_loader, preprocess, test_images
@@ -28,6 +28,7 @@ TASKS += ("skin_cancer, 100 of each class", "fashion, 10 of each class", "emotio
 TASKS += ("flowers", "skin_cancer")
 RECIPES = {  # each a change to the first
     "plain": {},
+    "twice the learning rate": {"plain_lr": 2e-3},
     "cut-outs": CUT_OUTS,
     "fixed statistics": {"fix_statistics": True},
     "fixed statistics, a fifth for validation": {"fix_statistics": True, "validation_share": 0.2},
@@ -60,7 +61,9 @@ def train(dataset: str, steps: int, recipe: str) -> dict:
     classifier = untrained(run, data) if steps else probe(run).model
     epochs = math.ceil(steps / math.ceil(images / BATCH))
     if steps:
-        fit_images(run, data, classifier, PLAIN, epochs, pace=lambda done, planned: min(steps, planned))
+        fit_images(
+            run, data, classifier, first_point(run.config), epochs, pace=lambda done, planned: min(steps, planned)
+        )
     taken = plan(Run(dataset, "auto", name="steps-plan", minutes=15.0, on_bad="skip")).contest.cuts
     facts = {"train images": images, "cut-outs taken": taken, "epochs": steps * BATCH / images}
     return facts | _tested(run, data, classifier)

@@ -19,7 +19,7 @@ from fomo.study.study import Study
 
 FINETUNING = (  # the settings of every finetuning
     *("backbone", "weights", "flip", "rotation", "zoom", "train_scale", "batch_size", "epoch_images"),
-    *("schedule", "label_smoothing", "mixup", "averaging", "probe_start", "fix_statistics", "plain"),
+    *("schedule", "label_smoothing", "mixup", "averaging", "probe_start", "fix_statistics", "plain_lr"),
 )
 TRIALS = ("trials", "trial_epochs", "trial_share", "trial_size", "initial_trials", "prune", "trial_seconds")
 RACE = ("keep", "epochs", "finalists", "race_epochs", "race_share", "keep_first")

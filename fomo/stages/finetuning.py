@@ -40,12 +40,12 @@ PLAIN_SPACE = Space(
 FULL_RATE = 128  # steps; with fixed statistics, a shorter training takes a part of the learning rate (steps.csv)
 LEAST_JUDGES = 1000  # validation images of a trial, if there are so many: fewer tell configurations apart too badly
 FINETUNING_FIRST = {"lr": 1e-2, "momentum": 0.9, "weight_decay": 0.0, "optimizer": "sgd", "layer": 4}
-PLAIN = {"lr": 1e-3, "momentum": None, "weight_decay": 0.01, "optimizer": "adamw", "layer": 1}
+PLAIN = {"momentum": None, "weight_decay": 0.01, "optimizer": "adamw", "layer": 1}
 
 
 def first_point(config: Config) -> dict:
     """The configuration that the study begins with: the report's, or the plain recipe."""
-    return PLAIN if config.plain else FINETUNING_FIRST
+    return {"lr": config.plain_lr} | PLAIN if config.plain_lr else FINETUNING_FIRST
 
 
 @step("3_finetuning", "first_epochs")
@@ -68,7 +68,7 @@ def optimize_finetuning(run: Run, executor: Callable[[], Executor] = InProcess, 
     minutes ends the study early where it takes longer than was planned.
     """
     stage, config = open_stage(run, "4_bayesian_optimization"), run.config
-    study = new_study(run, stage, PLAIN_SPACE if config.plain else FINETUNING_SPACE, first_point(config))
+    study = new_study(run, stage, PLAIN_SPACE if config.plain_lr else FINETUNING_SPACE, first_point(config))
     if not stage.done and config.trials:
         _check_sides(run)
         options = {"prune": config.prune, "time_limit": config.trial_seconds, "executor": executor, "workers": workers}

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from fomo.config import Config, UserError
+from fomo.networks.weights import OFFLINE
 from fomo.stages.contest import CUT_OUTS, FEWEST, Contest, cost
 from fomo.stages.facts import Facts
 from fomo.stages.forecast import SAFETY, around, epoch, forecast, member, race, steps, train_pace
@@ -18,6 +19,7 @@ LEVEL, GAIN = 1.5, 0.65  # by trainings of 40 to 2000 steps on four data sets, w
 FEW_EPOCHS = 5  # with fewer, an epoch is a part of the images
 OFTEN = 6  # epochs: from here on images are turned upside down and cut out, where the contest takes that
 SETTLED, FEW_IMAGES = 200, 8000  # steps, train images: with fewer, the statistics of batches do harm
+FASTER = 2e-3  # the learning rate where batches have their own statistics; with 1e-3 and 4e-3 two points less
 SMALL_CLASS, FEWEST_JUDGES = 25, 50  # images: train images of a class, validation images
 MEMORY = 0.5  # of what is free: what a batch may keep
 SMALLEST_BATCH = 4  # images: with fewer, batch statistics say nothing
@@ -92,7 +94,7 @@ def make_plan(facts: Facts, contest: Contest, config: Config, seconds: float, as
         if _fixed(facts, one) > seconds:
             one = replace(one, **{"views": 1} | asked)
         epochs = _epochs(facts, one, seconds)
-        one = replace(one, **{"fix_statistics": _fixes_statistics(facts, one, epochs)} | asked)
+        one = replace(one, **_training(facts, one, epochs) | asked)
         if epochs < OFTEN:
             one = replace(one, **{"flip": "none" if one.flip == "none" else "horizontal"} | asked)
         elif contest.cuts:
@@ -120,13 +122,15 @@ def _epochs(facts: Facts, config: Config, seconds: float) -> float:
     return max(0.0, seconds - _fixed(facts, config) - SAFETY * around(facts, config)) / SAFETY / epoch(facts, config)
 
 
-def _fixes_statistics(facts: Facts, config: Config, epochs: float) -> bool:
+def _training(facts: Facts, config: Config, epochs: float) -> dict:
     """Whether batch normalisation keeps the statistics of the network as it comes: where few images are seen often, and
-    in trainings too short for new ones to settle (steps.csv). A network with random weights comes without any."""
-    if config.weights == "random" or not facts.by_batch(config.backbone):
-        return False
+    in trainings too short for new ones to settle. Where it does not, the learning rate is larger; that was learned, and
+    tried, with the networks that come without the internet (steps.csv). Random weights come without statistics."""
+    kept = config.weights != "random" and facts.by_batch(config.backbone)
     often = epochs >= OFTEN and facts.train <= FEW_IMAGES
-    return bool(often or epochs * facts.train < SETTLED * config.batch_size)
+    if config.fix_statistics or (kept and (often or epochs * facts.train < SETTLED * config.batch_size)):
+        return {"fix_statistics": True}
+    return {"plain_lr": FASTER} if config.weights == "imagenet" and config.backbone in OFFLINE else {}
 
 
 def enough_epochs(facts: Facts, config: Config) -> int:

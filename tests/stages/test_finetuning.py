@@ -20,6 +20,7 @@ from fomo.stages.racing import race
 from fomo.training.loop import DivergedError
 
 LOSSES = ["train_loss", "validation_loss", "validation_accuracy"]
+RECIPE = {"lr": 1e-3} | finetuning.PLAIN
 BATCHES = 15  # of the toy run's epoch: 48 images to train with and 12 to validate with, 4 at a time
 
 
@@ -106,9 +107,9 @@ def test_finetuning_starts_from_the_probe_where_that_is_asked_for(raced):
 
 
 def test_plain_recipe_is_the_first_point_and_in_its_space(dataset):
-    run = toys.tiny_run(dataset, **toys.SHORT | {"plain": True, "trials": 2})
+    run = toys.tiny_run(dataset, **toys.SHORT | {"plain_lr": 2e-3, "trials": 2})
     study = fomo.optimize_finetuning(run)
-    assert study.configuration(0) == finetuning.PLAIN == fomo.finetune(run).configuration
+    assert study.configuration(0) == {"lr": 2e-3} | finetuning.PLAIN == fomo.finetune(run).configuration
     assert study.space == finetuning.PLAIN_SPACE
 
 
@@ -116,7 +117,7 @@ def test_plain_recipe_is_the_first_point_and_in_its_space(dataset):
 def test_statistics_that_weights_come_with_are_kept_where_that_is_asked_for(dataset, tmp_path, fixed):
     given = toys.save_weights(tmp_path / "w.pth", "test_efficientnet", 32)
     run = toys.tiny_run(dataset, weights=str(tmp_path / "w.pth"), fix_statistics=fixed)
-    trained = finetuning.train(run, finetuning.PLAIN, 1)[0].backbone.network.state_dict()
+    trained = finetuning.train(run, RECIPE, 1)[0].backbone.network.state_dict()
     same = {name: torch.equal(value.cpu(), given[name]) for name, value in trained.items() if name in given}
     kept = [equal for name, equal in same.items() if "running" in name]
     assert (all(kept), any(kept)) == (fixed, fixed)
@@ -131,9 +132,9 @@ def test_short_training_with_fixed_statistics_takes_a_part_of_the_rate(
     monkeypatch.setattr(finetuning, "fit", lambda model, optimizer, *_, **__: rates.append(optimizer.defaults["lr"]))
     toys.save_weights(tmp_path / "w.pth", "test_efficientnet", 32)
     run = toys.tiny_run(dataset, weights=str(tmp_path / "w.pth"), fix_statistics=fixed)
-    finetuning.train(run, finetuning.PLAIN, epochs)
-    assert rates == pytest.approx([share * finetuning.PLAIN["lr"]])
-    assert finetuning.PLAIN["lr"] == 1e-3
+    finetuning.train(run, RECIPE, epochs)
+    assert rates == pytest.approx([share * RECIPE["lr"]])
+    assert RECIPE["lr"] == 1e-3
 
 
 def test_trials_report_their_training_loss_at_each_quarter(raced):
