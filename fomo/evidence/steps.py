@@ -61,9 +61,8 @@ def train(dataset: str, steps: int, recipe: str) -> dict:
     classifier = untrained(run, data) if steps else probe(run).model
     epochs = math.ceil(steps / math.ceil(images / BATCH))
     if steps:
-        fit_images(
-            run, data, classifier, first_point(run.config), epochs, pace=lambda done, planned: min(steps, planned)
-        )
+        configuration = first_point(run.config)
+        fit_images(run, data, classifier, configuration, epochs, pace=lambda done, planned: min(steps, planned))
     taken = plan(Run(dataset, "auto", name="steps-plan", minutes=15.0, on_bad="skip")).contest.cuts
     facts = {"train images": images, "cut-outs taken": taken, "epochs": steps * BATCH / images}
     return facts | _tested(run, data, classifier)
