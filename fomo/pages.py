@@ -8,6 +8,7 @@ from pathlib import Path
 
 import nbformat
 import papermill
+import torch
 from latex2mathml.converter import convert
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
@@ -18,7 +19,7 @@ from papermill.parameterize import parameterize_notebook
 from fomo.config import ROOT, UserError
 from fomo.storage import write_bytes
 
-KERNELS = 2  # at most; each loads torch anew, which is a core's seconds and the machine's memory
+KERNELS = 2  # at most, and one for each core; each loads torch anew, which takes a core's seconds and memory
 ENVIRONMENT = {
     "TQDM_DISABLE": "1",
     "FOMO_FRESH": "0",  # everything is stored by now
@@ -40,7 +41,7 @@ def make_pages(notebooks: list[Path], folder: Path, parameters: dict) -> None:
     `UserError` where a cell fails; a kernel that is still whole executes the other notebooks."""
     folder.mkdir(parents=True, exist_ok=True)
     todo = iter(notebooks)  # shared: the kernel that is free takes the next one
-    count = min(KERNELS, os.cpu_count() or 1, len(notebooks))
+    count = min(KERNELS, torch.get_num_threads(), len(notebooks))
     with ThreadPoolExecutor(count) as pool:
         kernels = [pool.submit(_run_kernel, todo, folder, parameters) for _ in range(count)]
         try:

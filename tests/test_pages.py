@@ -4,7 +4,6 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from fomo import pages
 from fomo.config import UserError
 from fomo.pages import check_parameters, make_pages, to_page
 
@@ -43,8 +42,8 @@ def write(tmp_path):
 
 
 @pytest.fixture
-def one_kernel(monkeypatch):
-    monkeypatch.setattr(pages, "KERNELS", 1)
+def one_core(monkeypatch):
+    monkeypatch.setattr("torch.get_num_threads", lambda: 1)
 
 
 def shown(copy):
@@ -55,9 +54,7 @@ def shown(copy):
 # ---- executed
 
 
-def test_notebooks_of_one_kernel_are_executed_in_turn_and_find_nothing_of_each_other(
-    write, one_kernel, tmp_path, capfd
-):
+def test_notebooks_of_one_core_are_executed_in_turn_and_find_nothing_of_each_other(write, one_core, tmp_path, capfd):
     first, second = write("01_leaves.ipynb", LEAVES), write("02_finds.ipynb", FINDS)
     third = write("03_process.ipynb", "import os; os.getpid()")
     make_pages([first, second, third], tmp_path, {"SEED": 7})
@@ -80,7 +77,7 @@ def test_copy_and_page_have_the_given_parameters_and_figures(write, tmp_path, mo
     assert "314159" not in page
 
 
-def test_cell_that_fails_is_in_the_copy_and_what_was_done_before_stays(write, one_kernel, tmp_path):
+def test_cell_that_fails_is_in_the_copy_and_what_was_done_before_stays(write, one_core, tmp_path):
     done, failing = write("01_done.ipynb", "SEED"), write("02_failing.ipynb", "assert 1 > 2, 'what is wrong'", "SEED")
     with pytest.raises(UserError) as refused:
         make_pages([done, failing], tmp_path, {"SEED": 7})
@@ -93,7 +90,7 @@ def test_cell_that_fails_is_in_the_copy_and_what_was_done_before_stays(write, on
 
 
 def test_kernel_that_dies_is_an_error_and_the_other_one_goes_on(write, tmp_path, monkeypatch):
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 2)
     notebooks = [write("01_dying.ipynb", "import os; os._exit(1)"), *(write(f"0{n}_toy.ipynb", "SEED") for n in (2, 3))]
     with pytest.raises(UserError, match=r"01_dying.ipynb ends its kernel.*; .*01_dying.ipynb has the cell"):
         make_pages(notebooks, tmp_path, {"SEED": 7})
