@@ -9,6 +9,7 @@ import gc
 import os
 import sys
 import time
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -156,14 +157,22 @@ def _missing_right(path: Path) -> list[str]:
     return []
 
 
+@contextmanager
+def _loading():
+    """For imports: the garbage collector would go through all that torch brings again and again."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 def _predict(given: argparse.Namespace) -> int:
     """Writes what a model predicts; returns the exit status."""
-    gc.disable()  # it would go through all that torch brings again and again: a third of the time until it begins
-    from fomo.predictions import explain, find_images, make_folder, write_predictions
-    from fomo.storage import atomic
-
-    gc.freeze()
-    gc.enable()
+    with _loading():
+        from fomo.predictions import explain, find_images, make_folder, write_predictions
+        from fomo.storage import atomic
     model, options = fomo.load_model(given.model), {"top": given.top, "threshold": given.threshold}
     images = find_images(model, given.images)
     if given.explain:
@@ -193,7 +202,8 @@ def _report(given: argparse.Namespace, begun: float) -> str:
     """Runs the pipeline with the parameters given; returns the closing line. The minutes count from `begun` on, what is
     imported included."""
     asked = _asked(given)
-    from fomo.report import report
+    with _loading():
+        from fomo.report import report
 
     seconds = time.perf_counter() - begun
     run = fomo.Run(**asked)  # which may wait for another process
