@@ -44,7 +44,6 @@ class Config:
     flip: str = "horizontal"  # half of the train images are mirrored: horizontal, also upside down (both), or none
     rotation: float = 30.0  # largest angle of the random rotation, in degrees
     zoom: float = 0.0  # of the side, at most so much is cut away at random and the rest enlarged; 0: none
-    train_scale: float = 1.0  # side of the images in training, as a share of the side that the network is judged at
     batch_size: int = 64  # images a step
     epoch_images: int = 0  # so many train images, drawn anew, are an epoch of a finetuning; 0: all
     on_bad: str = "raise"  # images that cannot be read: raise, or skip (the run goes on without them, and says so)
@@ -112,7 +111,7 @@ CHOICES = {
 FROM_ZERO = ("seed", "minutes", "rotation", "zoom", "label_smoothing", "averaging", "trial_size", "epoch_images")
 FROM_ZERO += ("first_epochs", "trials", "race_epochs", "darts_epochs", "head_images", "head_trials", "mixup")
 FROM_ZERO += ("plain_lr",)
-SHARES = ("crop", "zoom", "train_scale", "validation_share", "trial_share", "race_share")
+SHARES = ("crop", "zoom", "validation_share", "trial_share", "race_share")
 SHARES += ("label_smoothing", "averaging")
 LAST_SEED = 10**9  # the seeds made of it must fit where they go
 # Where these are not the preset's, the name of a run's folder says so.
@@ -209,8 +208,8 @@ def make_config(dataset: str, preset: str | None = None, **settings) -> Config:
     backbone = (PRESETS[preset] | given).get("backbone", Config.backbone)
     own = {"trial_size": 0} if sees_one_size(backbone) else {}
     config = Config(dataset=dataset, **PRESETS[preset] | own | given)
-    if sees_one_size(backbone) and (config.train_scale != 1 or config.trial_size not in (0, config.image_size)):
-        raise UserError(f"backbone '{backbone}' sees images of one size only: train_scale must be 1, and trial_size 0")
+    if sees_one_size(backbone) and config.trial_size not in (0, config.image_size):
+        raise UserError(f"backbone '{backbone}' sees images of one size only: trial_size must be 0")
     if config.weights not in WEIGHTS and not Path(config.weights).expanduser().is_file():
         raise UserError(f"weights '{config.weights}' is not a file; give one, or imagenet, or random")
     return config

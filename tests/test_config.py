@@ -44,7 +44,10 @@ def test_setting_replaces_that_of_the_preset_and_none_leaves_it():
         ({"weights": "no_such_file.pth"}, "weights 'no_such_file.pth' is not a file"),
         ({"seed": -1}, "seed"),
         ({"seed": 10**19}, "setting 'seed' is 10000000000000000000; it must be at most 1000000000"),
-        ({"backbone": "test_vit", "train_scale": 0.5}, "backbone 'test_vit' sees images of one size only: train_scale"),
+        (
+            {"backbone": "test_vit", "trial_size": 32},
+            "backbone 'test_vit' sees images of one size only: trial_size must be 0",
+        ),
         ({"on_bad": "skpi"}, "setting 'on_bad' is 'skpi'; choose from raise, skip"),
         ({"on_leak": True}, "setting 'on_leak' is True; it must be of type str"),
         ({"selection": "halving"}, "setting 'selection' is 'halving'; choose from alpha, alone$"),

@@ -13,7 +13,6 @@ def augment(
     rotation: float,
     generator: torch.Generator,
     zoom: float = 0.0,
-    side: int = 0,
     flip: str = "horizontal",
 ) -> torch.Tensor:
     """The report's RandomHorizontalFlip and RandomRotation, for a batch (images, channels, side, side) at once.
@@ -21,7 +20,7 @@ def augment(
     Each image has an angle of its own between -`rotation` and `rotation` degrees; corners are filled with black. `flip`
     says what then happens to half of the images: horizontal (left and right change places), none, or both (top and
     bottom, too, of a half drawn anew). With `zoom`, a square of 1 - `zoom` to 1 of the image's side, anywhere in it, is
-    what is kept, and brought to the size of the image again, or to `side` pixels unless that is 0.
+    what is kept, and brought to the size of the image again.
     """
     count = len(images)
     angle = torch.deg2rad((2 * torch.rand(count, generator=generator) - 1) * rotation)
@@ -37,8 +36,7 @@ def augment(
     cos, sin = kept * angle.cos(), kept * angle.sin()
     rows = [across * cos, -down * sin, shift[0], across * sin, down * cos, shift[1]]
     matrix = torch.stack(rows, dim=1).view(count, 2, 3).to(images.device, non_blocking=True)
-    side = side or images.shape[-1]
-    grid = F.affine_grid(matrix, (*images.shape[:2], side, side), align_corners=False)
+    grid = F.affine_grid(matrix, images.shape, align_corners=False)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
@@ -51,7 +49,7 @@ class ImageBatches(torch.utils.data.Dataset):
     """Batches of images as the network sees them: numbers -> (float tensor (batch, 3, side, side), labels (batch)).
 
     Image i is `pixels`[`rows`[i]], scaled down to `side` pixels unless that is 0. With a `generator`, images are
-    augmented by `augment`, and then `scale` of that side; without one, neither. All of it is computed on `device`, to
+    augmented by `augment`. All of it is computed on `device`, to
     which the bytes go, a quarter of what the numbers would take.
     """
 
@@ -66,7 +64,6 @@ class ImageBatches(torch.utils.data.Dataset):
         rotation=0.0,
         zoom=0.0,
         side=0,
-        scale=1.0,
         flip="horizontal",
         generator=None,
         device="cpu",
@@ -79,7 +76,6 @@ class ImageBatches(torch.utils.data.Dataset):
         self.rotation = rotation
         self.zoom = zoom
         self.side = side
-        self.scale = scale
         self.flip = flip
         self.generator = generator
         self.device = torch.device(device)
@@ -96,8 +92,7 @@ class ImageBatches(torch.utils.data.Dataset):
         if 0 < self.side < images.shape[-1]:
             images = F.interpolate(images, size=(self.side, self.side), mode="bilinear", antialias=True)
         if self.generator is not None:
-            side = round(self.scale * images.shape[-1])
-            images = augment(images, self.rotation, self.generator, self.zoom, side, self.flip)
+            images = augment(images, self.rotation, self.generator, self.zoom, self.flip)
         return (images - self.mean).div_(self.std), self.labels[numbers]  # a grey image becomes three equal channels
 
 

@@ -40,7 +40,6 @@ RECIPES = {  # each a change to the first; "all" is those above it at once, "bes
 }
 RECIPES["all"] = {name: value for settings in RECIPES.values() for name, value in settings.items()}
 RECIPES |= {
-    "fewer pixels": {"train_scale": 0.75},
     "cut-outs": {"zoom": 0.3},
     "less rotation": {"rotation": 10.0},
     "mixup": {"mixup": 0.2},

@@ -18,7 +18,7 @@ from fomo.storage import load_state, save_state
 from fomo.study.study import Study
 
 FINETUNING = (  # the settings of every finetuning
-    *("backbone", "weights", "flip", "rotation", "zoom", "train_scale", "batch_size", "epoch_images"),
+    *("backbone", "weights", "flip", "rotation", "zoom", "batch_size", "epoch_images"),
     *("schedule", "label_smoothing", "mixup", "averaging", "probe_start", "fix_statistics", "plain_lr"),
 )
 TRIALS = ("trials", "trial_epochs", "trial_share", "trial_size", "initial_trials", "prune", "trial_seconds")

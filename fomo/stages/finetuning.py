@@ -83,7 +83,6 @@ def _check_sides(run: Run) -> None:
     """Raises `UserError` unless the backbone can see the images of all that follows."""
     config = run.config
     sides = {config.image_size, config.trial_size or config.image_size}
-    sides |= {round(config.train_scale * side) for side in sides}
     check_sides(untrained(run, preprocess(run)).backbone, sides)
 
 

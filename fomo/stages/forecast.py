@@ -32,7 +32,7 @@ def forecast(facts: Facts, config: Config) -> dict[str, float]:
     trial_side = config.trial_size or side
     judges = min(validation, max(1000, validation * config.trial_share))
     pruned = 0.75 if config.prune else 1.0
-    trial = START + config.trial_epochs * config.trial_share * train / train_pace(facts, config, trial_side)
+    trial = START + config.trial_epochs * config.trial_share * train / facts.pace(network, trial_side, "train")
     trial += judges / facts.pace(network, trial_side, "forward")
     seconds = {
         "preprocess": 1 + (facts.train + facts.test) / facts.decoded,
@@ -68,9 +68,8 @@ def epoch(facts: Facts, config: Config) -> float:
     """The seconds of an epoch of finetuning, its validation included."""
     train, validation = facts.train * (1 - config.validation_share), facts.train * config.validation_share
     train = min(train, config.epoch_images or train)
-    return train / train_pace(facts, config, config.image_size) + validation / facts.pace(
-        config.backbone, config.image_size, "forward"
-    )
+    paces = [facts.pace(config.backbone, config.image_size, what) for what in ("train", "forward")]
+    return train / paces[0] + validation / paces[1]
 
 
 def around(facts: Facts, config: Config) -> float:
@@ -102,10 +101,6 @@ def looked_at(images: int, minutes: float) -> int:
 def suspecting(images: int) -> float:
     """The seconds of the search for wrong labels among so many images, of which each is compared with each."""
     return 1 + 1e-4 * images + 1e-8 * images**2
-
-
-def train_pace(facts: Facts, config: Config, side: int) -> float:
-    return facts.pace(config.backbone, round(config.train_scale * side), "train")
 
 
 def _many(number: int, what: str) -> str:

@@ -225,7 +225,7 @@ def image_loader(
     `side`, in pixels, that the images are scaled down to; 0: as they are stored.
     """
     config = run.config
-    options = {"rotation": config.rotation, "zoom": config.zoom, "scale": config.train_scale, "flip": config.flip}
+    options = {"rotation": config.rotation, "zoom": config.zoom, "flip": config.flip}
     options |= {"side": side, "generator": generator, "device": run.device}
     batches = ImageBatches(*part, backbone.mean, backbone.std, **options)
     return loader(batches, config.batch_size, generator, images=config.epoch_images)

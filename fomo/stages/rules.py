@@ -10,7 +10,7 @@ from fomo.config import Config, UserError
 from fomo.networks.weights import OFFLINE
 from fomo.stages.contest import CUT_OUTS, FEWEST, Contest, cost
 from fomo.stages.facts import Facts
-from fomo.stages.forecast import SAFETY, around, epoch, forecast, member, race, steps, train_pace
+from fomo.stages.forecast import SAFETY, around, epoch, forecast, member, race, steps
 
 # Rules.
 ENOUGH_EPOCHS, ENOUGH_STEPS = 24, 600  # from both on further networks bring more than further epochs
@@ -169,7 +169,7 @@ def _spend(facts: Facts, config: Config, seconds: float) -> dict:
     if rest < FEW_EPOCHS * each:  # they are shorter ones, so that all the time is used
         epochs = max(1, math.ceil(rest / each))
         validated = facts.train * config.validation_share / facts.pace(config.backbone, config.image_size, "forward")
-        images = int((rest / epochs / SAFETY - validated) * train_pace(facts, config, config.image_size))
+        images = int((rest / epochs / SAFETY - validated) * facts.pace(config.backbone, config.image_size, "train"))
         return settings | {"epochs": epochs, "epoch_images": max(images, 2 * config.batch_size)}
     epochs = int(np.clip(rest / each, 1, enough_epochs(facts, config)))
     settings |= {"epochs": epochs}
