@@ -1,7 +1,7 @@
 """What this machine does with a network: images a second, the bytes that a training keeps."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import pandas as pd
@@ -40,22 +40,29 @@ def time_network(run: Run, name: str, classes: int) -> list[dict]:
     sides = [own] if sees_one_size(name) else TIMED_SIDES
     sides = [run.config.image_size] if "image_size" in run.asked else sides
     try:
-        return [_row(run, name, classes, side) for side in sides]
+        return _rows(run, name, classes, sides)
     except (RuntimeError, ValueError, AssertionError) as error:
         if own in sides:
             raise UserError(f"backbone '{name}' cannot be timed at {own} pixels ({error}); choose another") from error
-        return [_row(run, name, classes, own)]
+        return _rows(run, name, classes, [own])
 
 
-def _row(run: Run, name: str, classes: int, side: int) -> dict:
-    backbone = load_backbone(name, "random", side)
-    classifier = Classifier(backbone, LINEAR.build(backbone.num_features, classes)).to(run.device)
-    found = {"bank": _time_bank(run, backbone.num_features, classes), "by_batch": backbone.normalises_by_batch}
-    return {"backbone": name, "side": side} | _time(run, classifier, side) | found
+def _rows(run: Run, name: str, classes: int, sides: Iterable[int]) -> list[dict]:
+    rows, works, count = [], {}, TIMED_IMAGES.get(run.device.type, 16)
+    for side in sides:
+        backbone = load_backbone(name, "random", side)
+        classifier = Classifier(backbone, LINEAR.build(backbone.num_features, classes)).to(run.device)
+        kept, works["train", side], works["forward", side] = _prepare(run, classifier, side, count)
+        rows.append({"backbone": name, "side": side, "kept": kept, "by_batch": backbone.normalises_by_batch})
+    works["bank"] = _prepare_bank(run, backbone.num_features, classes)
+    seconds = _fastest(run, works)
+    for row in rows:
+        row |= {what: count / seconds[what, row["side"]] for what in ("train", "forward")} | {"bank": seconds["bank"]}
+    return rows
 
 
-def _time_bank(run: Run, features: int, classes: int) -> float:
-    """The seconds of a training step of the bank of all heads."""
+def _prepare_bank(run: Run, features: int, classes: int) -> Callable[[], None]:
+    """A training step of the bank of all heads."""
     bank = HeadBank(HEADS, features, classes).to(run.device)
     optimizer = make_optimizer(bank, "adam", 1e-3, 0.0)
     inputs = torch.rand(32, features, device=run.device)
@@ -66,13 +73,12 @@ def _time_bank(run: Run, features: int, classes: int) -> float:
         cross_entropy(bank(inputs), labels).sum().backward()
         optimizer.step()
 
-    return _fastest(run, train)
+    return train
 
 
-def _time(run: Run, classifier: Classifier, side: int) -> dict:
-    """Images a second of a network, forward and in training (augmentation included), and the bytes that a training step
-    keeps of each image for its way back."""
-    count = TIMED_IMAGES.get(run.device.type, 16)
+def _prepare(run: Run, classifier: Classifier, side: int, count: int) -> tuple[float, Callable, Callable]:
+    """The bytes that a training step of a network keeps of each image for its way back; such a step with so many images
+    (augmentation included), and their pass forward."""
     pixels = np.random.default_rng(0).integers(0, 255, (count, 3, side, side), dtype=np.uint8)
     labels, generator = np.zeros(count, dtype=int), torch.Generator().manual_seed(0)
     options = {"rotation": 10.0, "zoom": 0.3, "generator": generator, "device": run.device}
@@ -103,17 +109,17 @@ def _time(run: Run, classifier: Classifier, side: int) -> dict:
     inputs, _ = next(iter(plain))
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         classifier.train()(inputs.to(run.device))
-    kept = {"kept": sum(sizes) / count}
-    return kept | {"train": count / _fastest(run, train), "forward": count / _fastest(run, forward)}
+    return sum(sizes) / count, train, forward
 
 
-def _fastest(run: Run, work) -> float:
-    """The seconds that `work` takes once it is warm, at best: others may disturb it."""
-    seconds, warm_up = [], WARM_UP.get(run.device.type, 5)
+def _fastest(run: Run, works: dict) -> dict:
+    """The seconds that each of `works` takes once it is warm, at best. They take turns: others may disturb some."""
+    seconds, warm_up = {key: [] for key in works}, WARM_UP.get(run.device.type, 5)
     for _ in range(warm_up + TIMED_STEPS):
-        begun = time.perf_counter()
-        work()
-        if run.device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - begun)
-    return min(seconds[warm_up:])
+        for key, work in works.items():
+            begun = time.perf_counter()
+            work()
+            if run.device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds[key].append(time.perf_counter() - begun)
+    return {key: min(values[warm_up:]) for key, values in seconds.items()}

@@ -1,7 +1,10 @@
 """A run with minutes from end to end, and the same run again by its stored plan."""
 
 import filecmp
+import functools
+import itertools
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -109,6 +112,17 @@ def test_no_further_network_is_timed_once_that_has_taken_its_time(dataset, monke
     monkeypatch.setattr(timing, "time_network", time_network)
     table = timing.time_networks(fomo.Run(dataset, minutes=minutes), ["a", "b"], 2)
     assert table["backbone"].tolist() == timed
+
+
+def test_what_is_timed_takes_turns_so_that_a_disturbance_hits_each_once(dataset, monkeypatch):
+    """Otherwise a side seems slow where another program works for half a second. The first turn does not count."""
+    done, took = [], [0, 0, 1, 2, 7, 6, 3, 4]
+    clock = itertools.accumulate(step for seconds in took for step in (1, seconds))  # between two, and what each takes
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    works = {name: functools.partial(done.append, name) for name in ("train", "forward")}
+    seconds = timing._fastest(fomo.Run(dataset, minutes=5), works)
+    assert done == ["train", "forward"] * 4
+    assert seconds == {"train": 1, "forward": 2}
 
 
 def test_minutes_go_with_a_plan_only(dataset):
