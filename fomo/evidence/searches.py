@@ -51,6 +51,7 @@ def gather() -> str:
     text += ["cheaper trials", fidelity_summary(fidelities()).round(3)]
     text += ["hopeless trials ended early", pruning(stored("finetuning_trials")).round(4)]
     text += ["finetunings of so many steps, accuracy on test", steps.summary(steps.trainings())]
+    text += ["finetunings of so many seconds at several sides, one view of the test images", steps.sides()]
     text += ["wrong labels that are found: precision / recall (named)", label_errors.summary(label_errors.found())]
     compared = minutes.compare()
     minutes.draw(compared, rules_run.figures.parent / "readme" / "minutes.png")

@@ -1,11 +1,13 @@
-"""What a finetuning of so many steps is worth beside the probe, by the plain recipe and by others: what the rules of
-steps, epochs and validation images (`stages/rules.py`) rest on."""
+"""What a finetuning of so many steps is worth beside the probe, by the plain recipe and by others, and what so many
+seconds are worth at several sides: what the rules of steps, sides and validation images (`stages/rules.py`) rest on."""
 
 import math
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from itertools import product
 
 import pandas as pd
+import torch
 from tqdm import tqdm
 
 from fomo.artifacts import Run
@@ -23,6 +25,9 @@ from fomo.storage import read_table, write_table
 
 SIDE, BATCH = 96, 32  # pixels, images
 STEPS = (40, 160, 640)
+SECONDS, SIDES = 300.0, (64, 128, 192)
+WHOLE = ("flowers", "skin_cancer", "emotions", "fashion")  # data sets, all of each
+EPOCHS, WARM_UP = 1000, 3  # more than there is time for; steps
 TASKS = ("fashion, 100 of each class", "emotions, 3 classes, 100 of each", "flowers, 10 of each class")
 TASKS += ("skin_cancer, 100 of each class", "fashion, 10 of each class", "emotions, 10 of each class")
 TASKS += ("flowers", "skin_cancer")
@@ -42,20 +47,39 @@ def trainings(tasks: Iterable[str] = TASKS, steps: Iterable[int] = STEPS) -> pd.
 
     Stored as data/results/steps.csv, row by row; what is there already is not done again.
     """
-    path, keys = RESULTS / "steps.csv", ["task", "steps", "recipe"]
+    todo = [(task, *one) for task in tasks for one in [(0, "plain"), *product(steps, RECIPES)]]
+    return _in_turn("steps", ["task", "steps", "recipe"], todo, _of_steps)
+
+
+def sides(
+    tasks: Iterable[str] = WHOLE,
+    sides: Iterable[int] = SIDES,
+    recipe: str = "twice the learning rate",
+    seconds: float = SECONDS,
+) -> pd.DataFrame:
+    """A row for each training of so many seconds of a processor at a side: task, side (pixels), seconds, recipe, train
+    images, macro F1, accuracy, log loss (one view of the test images).
+
+    Stored as data/results/sides.csv, row by row; what is there already is not done again.
+    """
+    todo = list(product(tasks, sides, [float(seconds)], [recipe]))
+    return _in_turn("sides", ["task", "side", "seconds", "recipe"], todo, _of_seconds)
+
+
+def _in_turn(name: str, keys: list[str], todo: list[tuple], train: Callable[..., dict]) -> pd.DataFrame:
+    """The table of what `train` makes of each of `todo`, beside what is stored already."""
+    path = RESULTS / f"{name}.csv"
     table = read_table(path) if path.exists() else pd.DataFrame(columns=keys)
     done = set(table[keys].itertuples(index=False, name=None))
-    todo = [(task, *one) for task in tasks for one in [(0, "plain"), *product(steps, RECIPES)]]
-    for task, count, recipe in tqdm([key for key in todo if key not in done], desc="steps", unit="training"):
-        row = {"task": task, "steps": count, "recipe": recipe} | train(prepare(task), count, recipe)
-        table = pd.concat([table, pd.DataFrame([row])], ignore_index=True)
+    for key in tqdm([key for key in todo if key not in done], desc=name, unit="training"):
+        table = pd.concat([table, pd.DataFrame([dict(zip(keys, key, strict=True)) | train(*key)])], ignore_index=True)
         write_table(path, table)
     return table
 
 
-def train(dataset: str, steps: int, recipe: str) -> dict:
+def _of_steps(task: str, steps: int, recipe: str) -> dict:
     """What a finetuning of so many steps is worth; the probe, if there are none."""
-    run = Run(dataset, "auto", name=f"steps-{recipe.replace(' ', '-')}", **SETTINGS | RECIPES[recipe])
+    run = Run(prepare(task), "auto", name=f"steps-{recipe.replace(' ', '-')}", **SETTINGS | RECIPES[recipe])
     data = preprocess(run)
     images = len(data.part("train")[1])
     classifier = untrained(run, data) if steps else probe(run).model
@@ -63,9 +87,28 @@ def train(dataset: str, steps: int, recipe: str) -> dict:
     if steps:
         configuration = first_point(run.config)
         fit_images(run, data, classifier, configuration, epochs, pace=lambda done, planned: min(steps, planned))
-    taken = plan(Run(dataset, "auto", name="steps-plan", minutes=15.0, on_bad="skip")).contest.cuts
+    taken = plan(Run(prepare(task), "auto", name="steps-plan", minutes=15.0, on_bad="skip")).contest.cuts
     facts = {"train images": images, "cut-outs taken": taken, "epochs": steps * BATCH / images}
-    return facts | _tested(run, data, classifier)
+    worth = _tested(run, data, classifier)
+    return facts | {name: worth[name] for name in ("macro F1", "accuracy")}
+
+
+def _of_seconds(task: str, side: int, seconds: float, recipe: str) -> dict:
+    """What a finetuning of so many seconds of a processor is worth; its learning rate ends at 0 with them."""
+    settings = SETTINGS | {"image_size": side} | RECIPES[recipe]
+    run = Run(prepare(task), "auto", name=f"sides-{side}-{recipe.replace(' ', '-')}", **settings)
+    data = preprocess(run)
+    classifier, begun = untrained(run, data), []
+
+    def pace(done: int, planned: int) -> int:
+        begun.append(time.process_time())
+        if done <= WARM_UP:
+            return planned
+        each = (begun[-1] - begun[WARM_UP]) / (done - WARM_UP)
+        return done + max(1, int((seconds - begun[-1] + begun[0]) / each))
+
+    fit_images(run, data, classifier, first_point(run.config), EPOCHS, pace=pace)
+    return {"train images": len(data.part("train")[1])} | _tested(run, data, classifier)
 
 
 def _tested(run: Run, data: Preprocessed, classifier: Classifier) -> dict:
@@ -75,7 +118,8 @@ def _tested(run: Run, data: Preprocessed, classifier: Classifier) -> dict:
     logits, labels = predict(classifier.eval(), image_loader(run, part, classifier.backbone), run.device)
     counts = confusion(labels.numpy(), logits.argmax(1).numpy(), data.dataset.classes).to_numpy()
     worth = dict(zip(METRICS, scores(counts).tolist(), strict=True))
-    return {name: worth[name] for name in ("macro F1", "accuracy")}
+    loss = float(torch.nn.functional.cross_entropy(logits, labels))
+    return {name: worth[name] for name in ("macro F1", "accuracy")} | {"log loss": loss}
 
 
 def summary(table: pd.DataFrame, metric: str = "accuracy") -> pd.DataFrame:
