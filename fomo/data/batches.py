@@ -49,8 +49,8 @@ class ImageBatches(torch.utils.data.Dataset):
     """Batches of images as the network sees them: numbers -> (float tensor (batch, 3, side, side), labels (batch)).
 
     Image i is `pixels`[`rows`[i]], scaled down to `side` pixels unless that is 0. With a `generator`, images are
-    augmented by `augment`. All of it is computed on `device`, to
-    which the bytes go, a quarter of what the numbers would take.
+    augmented by `augment`. All of it is computed on `device`, to which the bytes go, a quarter of what the numbers
+    would take.
     """
 
     def __init__(
