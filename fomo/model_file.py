@@ -32,7 +32,18 @@ def write_model(path: Path, classifier: FinalClassifier, description: dict) -> N
     state = {name: value.detach().cpu().contiguous() for name, value in classifier.state_dict().items()}
     text = json.dumps(description)
     metadata = {"fomo": text, "fomo_format": FORMAT, "sha256": _digest(text, state)}
-    write_bytes(path, safetensors.torch.save(state, metadata))
+    write_bytes(path, _in_order(safetensors.torch.save(state, metadata)))
+
+
+def _in_order(content: bytes) -> bytes:
+    """A file whose metadata are in the order of their names, so that the same model is the same bytes: safetensors
+    writes them in any order (its issue 584)."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the numbers after it begin at a multiple of 8 bytes
+    return len(text).to_bytes(8, "little") + text + content[end:]
 
 
 def read_model(path: Path) -> tuple[FinalClassifier, dict]:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import nbformat
 import papermill
@@ -53,11 +54,11 @@ def make_pages(notebooks: list[Path], folder: Path, parameters: dict) -> None:
 
 
 def _run_kernel(todo: Iterator[Path], folder: Path, parameters: dict) -> None:
-    """Executes notebooks of `todo` in one kernel until none is left."""
+    """Executes notebooks of `todo` in one kernel, which has no settings of the user's, until none is left."""
     options = {"kernel_name": "python3", "record_timing": False, "shutdown_kernel": "immediate"}
     options |= {"extra_arguments": ["--log-level=CRITICAL"]}  # or the kernel tells of its sockets and its end
     client = NotebookClient(nbformat.v4.new_notebook(), **options)
-    with client.setup_kernel(env=os.environ | ENVIRONMENT):
+    with TemporaryDirectory() as none, client.setup_kernel(env=os.environ | ENVIRONMENT | {"IPYTHONDIR": none}):
         for notebook in todo:
             _execute(client, notebook, folder / notebook.name, parameters)
             print(f"[{notebook.stem}]", flush=True)

@@ -77,6 +77,17 @@ def test_copy_and_page_have_the_given_parameters_and_figures(write, tmp_path, mo
     assert "314159" not in page
 
 
+def test_settings_of_the_user_are_not_asked(write, tmp_path, monkeypatch):
+    """They could change a page; and where they cannot be written, IPython would warn."""
+    startup = tmp_path / "settings" / "profile_default" / "startup" / "first.py"
+    startup.parent.mkdir(parents=True)
+    startup.write_text("import os; os.environ['STARTED'] = 'yes'")
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "settings"))
+    notebook = write("01_toy.ipynb", "import os; 'STARTED' in os.environ")
+    make_pages([notebook], tmp_path, {"SEED": 7})
+    assert shown(tmp_path / notebook.name) == "False"
+
+
 def test_cell_that_fails_is_in_the_copy_and_what_was_done_before_stays(write, one_core, tmp_path):
     done, failing = write("01_done.ipynb", "SEED"), write("02_failing.ipynb", "assert 1 > 2, 'what is wrong'", "SEED")
     with pytest.raises(UserError) as refused:
