@@ -15,12 +15,13 @@ from fomo.config import DATASETS, ROOT, UserError, some
 from fomo.data.archives import KINDS, REFUSED, obtain, unpack
 from fomo.data.columns import list_tables
 from fomo.data.dataset import Dataset, check_classes, rare_classes, without
-from fomo.data.division import divide
+from fomo.data.division import divide, together
 from fomo.data.folders import HOW, Listing, NoClassesError, list_class_folders, split_of, tables
 from fomo.data.names import ordered, tidy
 from fomo.data.sources import Folder, IdxFiles
 from fomo.data.tables import HIDDEN, first_line, read_classes, read_split
 from fomo.data.tree import Tree
+from fomo.data.twins import twins
 from fomo.paths import runs_folder
 
 RECORD = "dataset.json"  # in the folder of a run: what `load_dataset` is to be given
@@ -140,9 +141,10 @@ def _with_splits(name: str, source: Folder, listing: Listing) -> Dataset:
         table["split"] = table["split"].replace("validation", "test")
         notes.append("there is no test split; the validation images are taken for it")
     elif "test" not in given:
-        parts = divide(table, TEST_SHARE, seed=0)
+        groups = together(table, twins(source.path, table["file"]), TEST_SHARE, seed=0)
+        parts = divide(table.assign(group=groups), TEST_SHARE, seed=0)
         table["split"] = parts.map({True: "test", False: "train"})
-        notes.append(f"there is no test split; one image in {1 / TEST_SHARE:.0f} was cut off as one, stratified")
+        notes.append(f"there is no test split; one image in {1 / TEST_SHARE:.0f} was set aside as one, stratified")
     if "train" not in set(table["split"]):
         raise UserError(f"{name} has a test split, but no train split; give both, or none; {HOW}")
     learned, test = table[table["split"] != "test"], table[table["split"] == "test"]

@@ -3,6 +3,8 @@
 import numpy as np
 import pandas as pd
 
+from fomo.data.dataset import FEWEST
+
 
 def divide(table: pd.DataFrame, share: float, seed: int) -> pd.Series:
     """Which rows of `table` (file, label, maybe group) belong to the smaller part, about `share` of each class.
@@ -17,6 +19,32 @@ def divide(table: pd.DataFrame, share: float, seed: int) -> pd.Series:
         others = _divide(table, share, seed, limited=False)
         chosen = others if _two_sided(table, others) > _two_sided(table, chosen) else chosen
     return chosen
+
+
+def together(table: pd.DataFrame, digests: pd.Series, share: float, seed: int) -> pd.Series:
+    """The groups by which `divide` keeps identical images on one side, too: those of the same `digests` (None: not
+    known) and those of the same group are in one, which is called as its first file. The images of a class that would
+    then be short on a side are in their own groups alone."""
+    while True:
+        joined = _joined(table, digests)
+        side = divide(table.assign(group=joined), share, seed).groupby(table["label"])
+        short = (side.transform("count") - side.transform("sum") < FEWEST) | ~side.transform("any")
+        if not (short & digests.notna()).any():
+            return joined
+        digests = digests.mask(short)
+
+
+def _joined(table: pd.DataFrame, digests: pd.Series) -> pd.Series:
+    """The first of the files that each row is tied to, by groups and `digests` in any number of steps."""
+    known = digests.where(digests.notna(), table["file"])
+    ties = [known, table["group"]] if "group" in table else [known]
+    places, files = pd.factorize(table["file"], sort=True)
+    first, before = pd.Series(places, table.index), None
+    while not first.equals(before):
+        before = first
+        for tie in ties:
+            first = first.groupby(tie).transform("min")
+    return pd.Series(files[first], table.index)
 
 
 def _two_sided(table: pd.DataFrame, chosen: pd.Series) -> int:

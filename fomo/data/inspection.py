@@ -1,6 +1,5 @@
 """What is in a data set, and what is wrong with it: damage, duplicates, leaks into the test split, conflicts."""
 
-import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from fomo.data.images import for_each, to_pixels
 from fomo.data.look import HASH_SIZE, look, oddities
 from fomo.data.survey import Survey, survey
 from fomo.data.tables import HIDDEN
+from fomo.data.twins import digest
 from fomo.paths import named, runs_folder
 from fomo.storage import read_json, read_table, write_json, write_table
 
@@ -161,14 +161,14 @@ def leaks(images: pd.DataFrame, into: str = "test") -> pd.DataFrame:
 def digests(dataset: Dataset) -> pd.DataFrame:
     """The images of both splits (file, split, digest of their bytes, maybe group)."""
 
-    def digest(file: str) -> str | None:
+    def digest_of(file: str) -> str | None:
         try:
-            return hashlib.sha256(dataset.source.content(file)).hexdigest()[:16]
+            return digest(dataset.source.content(file))
         except OSError:
             return None  # what is wrong with it is said when it is decoded
 
     images = both_splits(dataset)
-    return images.assign(digest=list(for_each(digest, list(images["file"]), "looking for leaks")))
+    return images.assign(digest=list(for_each(digest_of, list(images["file"]), "looking for leaks")))
 
 
 def both_splits(dataset: Dataset) -> pd.DataFrame:

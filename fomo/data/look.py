@@ -1,7 +1,5 @@
 """What one image is, and what is odd about it beside the others."""
 
-import hashlib
-
 import imagehash
 import numpy as np
 import pandas as pd
@@ -11,6 +9,7 @@ from fomo.config import some
 from fomo.data.dataset import Dataset
 from fomo.data.images import as_seen, reason
 from fomo.data.numbers import COLOUR, kind_of, values
+from fomo.data.twins import digest
 
 HASH_SIZE = 16  # 256 bits; with 64, things that merely look alike get the same hash
 FACTS = (
@@ -29,7 +28,7 @@ def look(dataset: Dataset, file: str, ranges: dict) -> dict:
     """
     facts = dict.fromkeys(FACTS)
     try:
-        facts["digest"] = hashlib.sha256(dataset.source.content(file)).hexdigest()[:16]
+        facts["digest"] = digest(dataset.source.content(file))
         with dataset.source.open(file) as image:
             kind = kind_of(image)
             facts |= {"width": image.width, "height": image.height, "mode": kind or image.mode}

@@ -13,7 +13,7 @@ from fomo.config import Config, UserError, some
 from fomo.data.batches import ImageBatches, loader
 from fomo.data.dataset import Dataset, check_classes, rare_classes, without
 from fomo.data.datasets import RECORD
-from fomo.data.division import divide, sample
+from fomo.data.division import divide, sample, together
 from fomo.data.images import store_pixels
 from fomo.data.inspection import digests, leaks
 from fomo.data.survey import Survey, survey
@@ -84,7 +84,7 @@ def preprocess(run: Run) -> Preprocessed:
         dataset, images, left_out = _drop(dataset, images, left_out, rare)
         missing = test_images(run, dataset, found).left_out
         _refuse(run, stage, dataset, pd.concat([unreadable, missing]))
-        images, notes = _divided(dataset, images, run.config)
+        images, notes = _divided(dataset, images, seen, run.config)
         notes = [*dataset.notes, *found.notes(), *notes, *_notes(dataset, images, unreadable, leaked, seen, run.config)]
         if len(missing):
             notes.append(f"{len(missing)} test images cannot be read, left out: {some(list(missing['file']))}")
@@ -132,10 +132,15 @@ def test_images(run: Run, dataset: Dataset, found: Survey) -> Unseen:
     return Unseen(stage.array("test"), np.flatnonzero(~files.isin(left_out["file"])), left_out)
 
 
-def _divided(dataset: Dataset, images: pd.DataFrame, config: Config) -> tuple[pd.DataFrame, list[str]]:
-    """The `images`, each with its `split`, and what there is to say about that. Raises `UserError` where a class cannot
-    be in both."""
+def _divided(
+    dataset: Dataset, images: pd.DataFrame, seen: pd.DataFrame, config: Config
+) -> tuple[pd.DataFrame, list[str]]:
+    """The `images`, each with its `split`, and its `group` if some belong together or are `seen` to have the same
+    bytes; and what there is to say about that. Raises `UserError` where a class cannot be in both."""
     check_classes(dataset, images["label"])
+    digest = images["file"].map(seen[seen["split"] == "train"].set_index("file")["digest"])
+    groups = together(images, digest, config.validation_share, config.seed)
+    images = images if groups.equals(images["file"]) else images.assign(group=groups)
     divided, notes = divide_images(images, config.validation_share, config.seed), []
     if "validation" in images and len(lacking := one_sided(divided)):
         named = some([dataset.classes[label] for label in lacking])

@@ -62,8 +62,22 @@ def test_test_split_is_cut_stratified_and_it_is_said(folders, layout):
     assert dataset.train["label"].value_counts().to_dict() == dict.fromkeys(range(3), 8)
     assert not set(dataset.train["file"]) & set(dataset.test()["file"])
     said = ["table.csv: images are in column path, classes in label"] if layout == "table" else []
-    said += ["there is no test split; one image in 5 was cut off as one, stratified"]
+    said += ["there is no test split; one image in 5 was set aside as one, stratified"]
     assert list(dataset.notes) == said
+
+
+def test_twins_are_on_one_side_of_a_cut_test_split_and_files_of_equal_size_are_no_twins(tmp_path):
+    """Three files of each content. All are of one size, and half have the same middle."""
+    folder, content = tmp_path / "folder", {}
+    for number in range(60):
+        file = f"{'cat' if number < 30 else 'dog'}/{number:02}.png"
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        content[file] = bytes([number // 3]) + bytes([number // 6]) * 20_000
+        (folder / file).write_bytes(content[file])
+    dataset = load_dataset(folder)
+    test = {content[file] for file in dataset.test()["file"]}
+    assert (len(test), len(dataset.test())) == (4, 12)
+    assert not test & {content[file] for file in dataset.train["file"]}
 
 
 def test_cut_test_split_is_the_same_each_time_and_in_every_layout(folders):
@@ -127,7 +141,7 @@ def test_of_a_train_folder_alone_a_test_split_is_cut(tmp_path):
     toys.write_class_folders(tmp_path / "train", count=10)
     dataset = load_dataset(tmp_path)
     assert (len(dataset.train), len(dataset.test())) == (24, 6)
-    assert "one image in 5 was cut off" in dataset.notes[0]
+    assert "one image in 5 was set aside" in dataset.notes[0]
 
 
 def test_named_pipe_is_named_and_not_waited_for(folder):

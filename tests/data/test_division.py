@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fomo.data.division import divide, sample
+from fomo.data.division import divide, sample, together
 
 GOLDEN = ["016.png", "020.png", "027.png", "084.png", "091.png", "109.png", "111.png"]
 TABLE = pd.DataFrame(
@@ -112,3 +112,38 @@ def test_groups_of_several_classes_stay_together():
 def test_class_of_a_single_group_is_kept_for_training():
     table = pd.DataFrame({"file": list("abcdef"), "label": [0, 0, 0, 1, 1, 1], "group": list("xyzwww")})
     assert not divide(table, 0.4, seed=0)[table["label"] == 1].any()
+
+
+NO_DIGESTS = pd.Series(None, index=TABLE.index, dtype=object)
+
+
+def test_images_without_twins_are_in_no_group():
+    assert together(TABLE, NO_DIGESTS, 0.2, seed=0).equals(TABLE["file"])
+    assert together(TABLE, TABLE["file"].map(hash), 0.2, seed=0).equals(TABLE["file"])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_twins_stay_on_one_side(seed):
+    """Each image of the two large classes is there three times."""
+    digests = (TABLE.index // 3).astype(str).to_series(TABLE.index).mask(TABLE["label"] > 1, None)
+    chosen = divide(TABLE.assign(group=together(TABLE, digests, 0.2, seed)), 0.2, seed)
+    assert (chosen.groupby(digests).nunique() == 1).all()
+    assert chosen.groupby(TABLE["label"]).sum().between([9, 6, 1, 1], [15, 12, 1, 1]).all()
+
+
+def test_twins_tie_their_groups_to_each_other():
+    """A chain: of two groups an image of each is the same, and one of the second is the same as one of no group."""
+    groups = TABLE["file"].mask(TABLE.index < 2, "a").mask(TABLE.index.isin([2, 3]), "b")
+    digests = NO_DIGESTS.mask(TABLE.index.isin([1, 2]), "x").mask(TABLE.index.isin([3, 4]), "y")
+    found = together(TABLE.assign(group=groups), digests, 0.2, seed=0)
+    assert found[:6].tolist() == [*["000.png"] * 5, "005.png"]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_twins_are_divided_where_a_class_would_be_short_on_a_side(seed):
+    """All images of a class, or two of three."""
+    table = pd.DataFrame({"file": [f"{number}.png" for number in range(13)], "label": [0] * 8 + [1] * 2 + [2] * 3})
+    digests = pd.Series([*"abcdefg", "b", *"xxyyz"], dtype=object)
+    chosen = divide(table.assign(group=together(table, digests, 0.2, seed)), 0.2, seed)
+    assert chosen[1] == chosen[7]
+    assert chosen.groupby(table["label"]).sum().tolist()[1:] == [1, 1]

@@ -168,7 +168,7 @@ def test_unbalanced_classes_are_in_the_verdict(folder):
 
 def test_notes_of_the_data_set_are_in_the_verdict(tmp_path):
     folder = toys.write_class_folders(tmp_path / "folders", count=5)
-    assert "there is no test split; one image in 5 was cut off" in fomo.inspect(str(folder)).verdict()
+    assert "there is no test split; one image in 5 was set aside" in fomo.inspect(str(folder)).verdict()
 
 
 # ---- oddities

@@ -93,13 +93,24 @@ def test_rare_class_is_said(own_dataset):
     assert data.notes == ["so few images that one or two of them are the whole validation of: bottom"]
 
 
-def test_twins_on_both_sides_of_the_division_are_said(own_dataset):
+def test_twins_are_on_one_side_of_the_division_and_of_those_of_further_networks(own_dataset):
+    for number in range(0, 14, 2):  # within their class, and from one to the next
+        shutil.copy(own_dataset / f"images_train/{number:03}.png", own_dataset / f"images_train/{number + 1:03}.png")
     data = fomo.preprocess(toys.tiny_run(own_dataset))
+    content = {file: (own_dataset / file).read_bytes() for file in data.images["file"]}
+    for divided in (data, data.divided(0.3, seed=1), data.divided(0.3, seed=2)):
+        images = divided.images.assign(content=divided.images["file"].map(content))
+        assert (images.groupby("content")["split"].nunique() == 1).all()
     assert data.notes == []
-    train, validation = (data.images[data.images["split"] == part]["file"].iloc[0] for part in ("train", "validation"))
-    shutil.copy(own_dataset / train, own_dataset / validation)
-    data = fomo.preprocess(toys.tiny_run(own_dataset, name="twins"))
-    assert data.notes == ["1 validation images are byte-identical to a train image, so validation flatters"]
+
+
+def test_twins_on_both_sides_of_a_division_that_is_given_are_said(tmp_path):
+    folder = toys.write_class_folders(tmp_path / "folder" / "train")
+    shutil.copytree(folder, folder.parent / "val")
+    shutil.copytree(folder, folder.parent / "test")
+    assert "validation images are byte-identical to a train image" in "".join(
+        fomo.preprocess(toys.tiny_run(folder.parent)).notes
+    )
 
 
 # ---- images that cannot be read
