@@ -19,6 +19,7 @@ from fomo.paths import named, runs_folder
 from fomo.storage import read_json, read_table, write_json, write_table
 
 NEAR = 6  # bits that may differ between two pictures of the same
+MANY = 0.01  # of the test images: so many near twins in train are more than chance
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,12 @@ class Inspection:
             words.append(
                 f"{leaked} test images are also in train, as they are or as another picture of the same thing, so test "
                 "scores will flatter (on_leak='drop' leaves their train images out)"
+            )
+        if found["test images nearly identical to a train image"] > MANY * found["test images"]:
+            words.append(
+                f"{found['test images nearly identical to a train image']} test images are nearly identical to a train "
+                "image; if these are frames of one film, or a picture stored anew, test scores will flatter, unless a "
+                "table names their groups (columns='file:label:group')"
             )
         if found["identical images with conflicting labels"]:
             words.append(f"{found['identical images with conflicting labels']} images occur with conflicting labels")

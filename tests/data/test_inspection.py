@@ -119,6 +119,7 @@ def test_same_picture_stored_anew_is_nearly_identical_and_another_is_not(folder,
     pairs = fomo.inspect(str(folder)).pairs
     files = fomo.inspect(str(folder)).images["file"]
     assert files[pairs.iloc[0]].tolist() == ["images_test/2.png", "images_train/3.png"]
+    assert "1 test images are nearly identical to a train image; if" in fomo.inspect(str(folder)).verdict()
 
 
 def test_same_picture_in_another_size_is_nearly_identical(folder):
