@@ -151,12 +151,12 @@ def test_contest_decides_how_images_are_seen():
 
 @pytest.mark.parametrize(
     ("minutes", "train", "fixed"),
-    [(15, 300, True), (60, 3000, True), (5, 3000, False), (15, 30_000, False), (1, 3000, True)],
+    [(15, 300, True), (60, 900, True), (60, 1500, False), (5, 3000, False), (15, 30_000, False), (1, 3000, True)],
 )
 def test_statistics_are_fixed_in_many_epochs_of_few_images_and_in_few_steps(minutes, train, fixed):
     _, settings = planned(minutes, train)
     epochs = settings.epochs * (settings.epoch_images / train if settings.epoch_images else 1)
-    assert fixed == ((train < 8000 and epochs >= 5) or epochs * train / settings.batch_size < 200)
+    assert fixed == ((train <= 1000 and epochs >= 5) or epochs * train / settings.batch_size < 200)
     assert settings.fix_statistics == fixed
     assert planned(minutes, train, {"fix_statistics": not fixed})[1].fix_statistics != fixed
 
