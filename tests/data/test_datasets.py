@@ -12,6 +12,7 @@ from PIL import Image
 from fomo.config import ROOT, UserError
 from fomo.data import datasets, sources
 from fomo.data.datasets import HIDDEN, load_dataset
+from fomo.data.twins import twins
 
 
 @pytest.fixture
@@ -74,6 +75,10 @@ def test_twins_are_on_one_side_of_a_cut_test_split_and_files_of_equal_size_are_n
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         content[file] = bytes([number // 3]) + bytes([number // 6]) * 20_000
         (folder / file).write_bytes(content[file])
+    found = twins(folder, pd.Series([*content, "cat/missing.png"]))
+    assert found.iloc[:60].groupby(list(content.values())).nunique().tolist() == [1] * 20
+    assert found.nunique() == 20
+    assert found.isna().tolist() == [False] * 60 + [True]
     dataset = load_dataset(folder)
     test = {content[file] for file in dataset.test()["file"]}
     assert (len(test), len(dataset.test())) == (4, 12)
