@@ -38,6 +38,8 @@ def write_predictions(
         raise UserError(f"top is {top}; the model has {len(model.classes)} classes, so give 1 to {len(model.classes)}")
     if threshold is not None and not 0 <= threshold <= 1:
         raise UserError(f"threshold is {threshold:g}; a confidence is from 0 to 1")
+    if threshold is not None and UNSURE in model.classes:
+        raise UserError(f"the model has a class called {UNSURE!r}, as threshold would; leave threshold out")
     read, header = 0, True
     quiet = True if file is sys.stdout and file.isatty() else None  # None: where stderr is no terminal
     with Bar(total=len(images), desc="images", unit="image", leave=False, disable=quiet) as bar:

@@ -119,6 +119,9 @@ def beside_probe(final: Final, config: Config) -> list[str]:
         return []
     line = f"on validation the probe (the network as it comes) is better than the final model: {probe[name]:.3f} to "
     line += f"{chosen[name]:.3f} ({config.metric})"
-    if config.flip != "none":
+    losses = probe["validation_loss"], chosen["validation_loss"]
+    if losses[0] > losses[1]:
+        line += f"; few images decide that, for its loss is the larger one: {losses[0]:.3f} to {losses[1]:.3f}"
+    elif config.flip != "none":
         line += f"; where mirrored images are other classes, train without them (flip='none'; it is '{config.flip}')"
     return [line]

@@ -65,6 +65,15 @@ def test_class_below_the_threshold_is_unsure_and_keeps_its_confidence(photos, mo
     assert np.allclose(table["confidence"], expected["confidence"])
 
 
+def test_threshold_is_refused_where_a_class_is_called_as_it_would(photos, monkeypatch, capsys):
+    monkeypatch.setattr(predictions, "UNSURE", toys.CLASSES[0])
+    assert main(["predict", "model.safetensors", "photos", "--threshold", "0.9"]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert f"a class called {toys.CLASSES[0]!r}" in said.err
+    asked(capsys, "photos")
+
+
 def test_status_says_whether_some_or_all_images_cannot_be_read(photos, tmp_path, capsys):
     (tmp_path / "photos" / "3.png").write_bytes(b"no image")
     table = asked(capsys, "photos", "--top", "2", status=1)

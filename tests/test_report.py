@@ -15,6 +15,7 @@ OPTIONS = pd.DataFrame(
         ("finetuned", 1, 0.60, 0.62, 0.90),
         ("searched", 1, 0.70, 0.95, 0.80),
         ("searched", 2, 0.85, 0.85, 0.50),
+        ("finetuned", 2, 0.70, 0.82, 0.40),
     ],
     columns=["heads", "views", "macro F1", "validation_accuracy", "validation_loss"],
 )
@@ -37,6 +38,13 @@ def test_probe_is_judged_by_the_metric_that_is_wanted_and_on_the_same_views():
     assert said(3, "report", metric="accuracy") == []
     assert "0.200 to 0.800 (log_loss)" in said(3, "report", metric="log_loss")[0]
     assert said(4, "report") == said(4, "report", metric="log_loss") == []
+
+
+def test_probe_of_larger_loss_is_not_laid_to_mirrored_images():
+    (line,) = said(5, "auto")
+    assert line.endswith(
+        "0.800 to 0.700 (macro_f1); few images decide that, for its loss is the larger one: 0.600 to 0.400"
+    )
 
 
 def test_probe_that_is_the_final_model_is_told():
