@@ -14,8 +14,9 @@ from fomo.stages.forecast import SAFETY, around, epoch, forecast, member, race, 
 
 # Rules.
 ENOUGH_EPOCHS, ENOUGH_STEPS = 24, 600  # from both on further networks bring more than further epochs
-SIDES = 4  # that the contest tries
-LEVEL, GAIN = 8.0, 0.65  # by trainings of 300 seconds at several sides (sides.csv), and of so many steps (steps.csv)
+SIDES, TRIED = (64, 96, 128, 160, 192, 224, 256), 4  # pixels; so many of them the contest tries
+LEVEL = 2.0  # this and the gains by trainings of so many seconds at several sides (sides.csv), and steps (steps.csv)
+GAIN, LARGER, LARGEST = 0.55, 0.2, 128  # at 64 pixels; so much more with twice as many, up to so many
 FEW_EPOCHS = 5  # with fewer, an epoch is a part of the images
 OFTEN = 6  # epochs: from here on images are turned upside down and cut out, where the contest takes that
 SETTLED, FEW_IMAGES = 200, 1000  # steps, train images: with fewer, the statistics of batches do harm
@@ -41,16 +42,15 @@ class Plan:
 
 def sides(facts: Facts, config: Config, seconds: float, contest: float) -> list[int]:
     """The sides, in pixels, that the contest tries, smallest first: no larger than lets the probe pass over all images
-    in half the `seconds`, and the `contest` over `FEWEST` images in its own; and at most `SIDES` of these. Small images
+    in half the `seconds`, and the `contest` over `FEWEST` images in its own; and at most `TRIED` of these. Small images
     are enlarged, too: a network that was made at 224 pixels sees more in clothes of 28 pixels then."""
     if len(set(facts.speeds["side"])) == 1:  # the network sees images of one size
         return [int(facts.speeds["side"].iloc[0])]
-    candidates = [64, 96, 128, 160, 192, 224, 256]
     images, pace = facts.train + facts.test, facts.pace
-    affordable = [side for side in candidates if images / pace(config.backbone, side, "forward") < seconds / 2]
+    affordable = [side for side in SIDES if images / pace(config.backbone, side, "forward") < seconds / 2]
     while True:
-        places = np.linspace(0, len(affordable) - 1, min(SIDES, len(affordable))).round().astype(int)
-        tried = [affordable[place] for place in places] or candidates[:1]
+        places = np.linspace(0, len(affordable) - 1, min(TRIED, len(affordable))).round().astype(int)
+        tried = [affordable[place] for place in places] or [SIDES[0]]
         if len(tried) == 1 or cost(facts, [config.backbone], tried, 1, FEWEST) <= contest:
             return tried
         affordable.pop()
@@ -87,7 +87,7 @@ def make_plan(facts: Facts, contest: Contest, config: Config, seconds: float, as
     base |= {"trials": 0, "darts_epochs": 0, "head_trials": 0, "members": 1, "epochs": 1}
     bare = replace(config, **base | asked)
     found = []
-    for row in contest.table[contest.table["fit"] == contest.fit].itertuples():
+    for row in _with_between(contest.table[contest.table["fit"] == contest.fit]).itertuples():
         one = replace(bare, backbone=row.backbone, image_size=row.side)
         one = replace(one, **{"batch_size": _batch_size(facts, one)} | asked)
         one = replace(one, **{"views": _views(facts, one, seconds)} | asked)
@@ -144,18 +144,32 @@ def _views(facts: Facts, config: Config, seconds: float) -> int:
     return next((views for views in (8, 4, 2) if views * each <= JUDGING * seconds), 1)
 
 
+def _with_between(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a contest, and those of each network for the sides between the ones that were tried, with the loss
+    that a straight line between their neighbours has there."""
+    tables = [table]
+    for backbone, tried in table.groupby("backbone", sort=False):
+        sides, losses = tried.sort_values("side")[["side", "log_loss"]].to_numpy().T
+        between = [side for side in SIDES if sides[0] < side < sides[-1] and side not in sides]
+        loss = np.interp(np.log(between), np.log(sides), losses)
+        tables.append(pd.DataFrame({"backbone": backbone, "side": between, "log_loss": loss}))
+    return pd.concat([one for one in tables if len(one)], ignore_index=True)
+
+
 def _promise(facts: Facts, config: Config, row, epochs: float) -> float:
     """What so many epochs are expected to reach: the log-odds of the right class, up to a constant.
 
     Of the contest the loss counts, which tells sides apart with fewer images than the accuracy. A finetuning passes the
-    probe after `LEVEL` times as many steps as the cube root of the number of images it has seen, then gains quickly,
-    and comes up to `GAIN` more in the end; shorter ones spoil what the network knows, and the probe is taken.
+    probe after `LEVEL` times as many steps as the square root of the number of images it has seen, then gains quickly,
+    and comes up to `GAIN` more in the end, where images are larger, still more; shorter ones spoil what the network
+    knows, and the probe is taken.
     """
-    steps = min(epochs, enough_epochs(facts, config)) * facts.train / config.batch_size
+    steps = max(1.0, min(epochs, enough_epochs(facts, config)) * facts.train / config.batch_size)
     loss = max(row.log_loss, 1e-3)
     odds = -loss - np.log(-np.expm1(-loss))  # of the geometric mean of the right class's probability
-    level = LEVEL * np.cbrt(min(facts.train, steps * config.batch_size))
-    return float(odds + GAIN * max(0.0, 1 - (level / max(steps, 1)) ** 2))
+    level = LEVEL * np.sqrt(min(facts.train, steps * config.batch_size))
+    gain = GAIN + LARGER * np.log2(min(config.image_size, LARGEST) / SIDES[0])
+    return float(odds + gain * max(0.0, 1 - level / steps))
 
 
 def _spend(facts: Facts, config: Config, seconds: float) -> dict:
