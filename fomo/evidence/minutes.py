@@ -75,7 +75,7 @@ class Job:
     @property
     def path(self) -> Path:
         """Where the classes that it names are stored; the seconds that it took are in a file beside it."""
-        return FOLDER / f"{self.task} {self.method} {self.minutes:g} {self.side}.npy".replace(" ", "_")
+        return FOLDER / f"{Path(self.task).name} {self.method} {self.minutes:g} {self.side}.npy".replace(" ", "_")
 
     @property
     def named(self) -> np.ndarray:
@@ -143,7 +143,9 @@ def _report(job: Job) -> np.ndarray:
 
 def prepare(name: str) -> str:
     """The data set of a task: its name, where the task is all of it, or a table of images that are written if they are
-    not there."""
+    not there. What is no task is a data set: a folder of images, say."""
+    if name not in TASKS:
+        return name
     task, folder = TASKS[name], FOLDER / "images" / name.replace(", ", "-").replace(" ", "_")
     if not task.each:
         return task.dataset
