@@ -202,15 +202,14 @@ def test_no_statistics_are_fixed_where_a_network_has_none():
 def test_validation_images_that_are_given_are_the_share():
     config = replace(CONFIG, minutes=15.0)
     assert make_plan(facts(validated=0.17), CONTEST, config, 900).settings["validation_share"] == 0.17
-    assert make_plan(facts(), CONTEST, config, 900).settings["validation_share"] == 0.13
+    assert make_plan(facts(), CONTEST, config, 900).settings["validation_share"] == 0.1
 
 
 @pytest.mark.parametrize(
-    ("train", "classes", "share"),
-    [(300, 3, 0.2), (1020, 102, 0.1), (1020, 10, 0.2), (499, 100, 0.2), (3000, 200, 0.1), (5156, 102, 0.08)],
+    ("train", "share"), [(70, 0.2), (499, 0.2), (700, 0.14), (1020, 0.1), (3000, 0.1), (5156, 0.08), (30_000, 0.05)]
 )
-def test_small_classes_leave_fewer_images_to_validation(train, classes, share):
-    assert validation_share(facts(train=train, classes=classes)) == share
+def test_validation_takes_a_tenth_and_of_few_images_more(train, share):
+    assert validation_share(facts(train=train)) == share
 
 
 def test_network_of_a_better_contest_is_taken():
