@@ -11,8 +11,8 @@ from fomo.stages import metrics
 def choose(judged: list[dict], config: Config) -> dict:
     """The heads and views to take, of what `judge_options` says of each network: of each heads the views of least loss.
     Of these the first, unless a later one is `better` than it. The finetuned network costs no more than the probe, and
-    few validation images cannot show what it gains: so it is taken where its loss is less, unless the probe is
-    `better`."""
+    few validation images cannot show what it gains: so it is taken where its loss is less, or hardly more and the
+    metric that is wanted speaks for it, unless the probe is `better`."""
     if config.final == "searched":
         return {"heads": "searched", "views": 1}
     together = {}
@@ -25,23 +25,38 @@ def choose(judged: list[dict], config: Config) -> dict:
         if best is None or better(together[option], together[best], config.metric):
             best = option
         elif (best[0], name) == ("probe", "finetuned"):
-            less = together[option][2].mean() < together[best][2].mean()
-            best = option if less and not better(together[best], together[option], config.metric) else best
+            probe, finetuned = together[best], together[option]
+            if _speaks_for(finetuned, probe, config.metric) and not better(probe, finetuned, config.metric):
+                best = option
     return {"heads": best[0], "views": best[1]}
+
+
+def _paired(one: tuple, other: tuple) -> tuple[np.ndarray, ...]:
+    """Labels, the classes that two options name, and the differences of their losses, on the images that both judged:
+    the first ones."""
+    size = min(len(one[0]), len(other[0]))
+    return one[0][:size], one[1][:size], other[1][:size], one[2][:size] - other[2][:size]
+
+
+def _speaks_for(one: tuple, other: tuple, metric: str) -> bool:
+    """Whether the loss of an option is less than another's, or more by less than a standard error while the metric that
+    is wanted is higher; on the same images, as `better` has them."""
+    labels, named, others, differences = _paired(one, other)
+    if metric == "log_loss" or differences.mean() < 0:
+        return bool(differences.mean() < 0)
+    gain, _ = metrics.paired_gain(labels, named, others, metric)
+    return bool(gain > 0 and differences.mean() < differences.std() / np.sqrt(len(differences)))
 
 
 def better(one: tuple, other: tuple, metric: str) -> bool:
     """Whether an option is better than another on the same images, given (labels, classes named, losses) of each, in
     paired tests with p < 0.05: by the metric that is wanted where that tells them apart, else by the loss, which tells
     options apart with fewer images. An option that was judged on fewer images is compared on those."""
-    size = min(len(one[0]), len(other[0]))
-    labels, named, losses = (values[:size] for values in one[:3])
-    others, others_losses = other[1][:size], other[2][:size]
+    labels, named, others, differences = _paired(one, other)
     if metric != "log_loss":
         gain, p = metrics.paired_gain(labels, named, others, metric)
         if p < 0.05:
             return gain > 0
-    differences = losses - others_losses
     if not differences.any():
         return False
     return bool(differences.mean() < 0 and ttest_1samp(differences, 0.0).pvalue < 0.05)

@@ -63,6 +63,22 @@ def test_finetuned_network_of_less_loss_is_chosen_though_no_test_shows_it():
     assert choosing.choose([{("probe", 1): weak, ("finetuned", 1): wrong}], config)["heads"] == "probe"
 
 
+@pytest.mark.parametrize(
+    ("right", "more", "metric", "taken"),
+    [
+        (72, 0.0, "macro_f1", "finetuned"),
+        (72, 0.0, "accuracy", "finetuned"),
+        (72, 0.0, "log_loss", "probe"),
+        (70, 0.0, "macro_f1", "probe"),  # the metric does not speak for it
+        (72, 0.1, "macro_f1", "probe"),  # far more loss
+    ],
+)
+def test_finetuned_network_of_hardly_more_loss_is_chosen_where_the_metric_speaks_for_it(right, more, metric, taken):
+    options = {("probe", 1): told(70, 30, LESS), ("finetuned", 1): told(right, 100 - right, NOISE + more)}
+    assert not choosing.better(options["finetuned", 1], options["probe", 1], metric)
+    assert choosing.choose([options], SimpleNamespace(final="validation", metric=metric))["heads"] == taken
+
+
 def test_several_networks_are_made_surer_but_not_less_sure():
     assert choosing.limit([1.5]) == [1.5]
     assert choosing.limit([1.5, 0.8, 1.0]) == [1.0, 0.8, 1.0]
