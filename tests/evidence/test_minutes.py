@@ -52,6 +52,11 @@ def test_whole_data_set_is_read_where_it_is(folder, dataset, monkeypatch):
     assert not list(folder.iterdir())
 
 
+def test_what_is_no_task_is_a_folder_whose_name_alone_is_stored(folder):
+    assert minutes.prepare("path/to/photos") == "path/to/photos"
+    assert minutes.Job("path/to/photos", "fomo", 5.0).path == folder / "photos_fomo_5_0.npy"
+
+
 def test_table_takes_the_best_side_that_ends_in_time(folder, lights):
     labels = load_dataset(minutes.prepare(lights)).test()["label"].to_numpy()
     wrong, half = (labels + 1) % 2, np.where(np.arange(len(labels)) < 2, labels, (labels + 1) % 2)

@@ -93,6 +93,19 @@ def test_images_that_are_the_same_in_the_mirror_are_mirrored(held):
     assert found.turns.set_index("turned").loc["mirrored", "taken"]
 
 
+def lit(label, rng):
+    """A circle or a square, with light from above."""
+    light = np.linspace(90, 0, 64)[:, None, None]
+    return Image.fromarray(np.uint8(np.clip(np.asarray(shapes(label, rng)) + light, 0, 255)))
+
+
+def test_images_that_have_an_upright_are_not_turned_upside_down(held):
+    found = held(lit)
+    assert found.table["accuracy"].iloc[0] > 0.8
+    assert found.turns.set_index("turned").loc["upside down", "told"] > 0.9
+    assert found.flip == "horizontal"
+
+
 def test_wide_images_whose_ends_tell_them_apart_are_not_cropped(held):
     found = held(ends, aspect=4.0)
     accuracy = found.table.set_index("fit")["accuracy"]
