@@ -23,8 +23,9 @@ from fomo.training.logistic import fit_linear, score
 STRENGTH = 0.1  # scikit-learn's C: of all fits of the contest, so that they differ in the features only
 IMAGES, FEWEST = 1600, 200  # the most and the fewest of a contest
 NARROW = 1.1  # aspect from which on it matters how an image becomes a square
-TOLD = 0.62  # the share of upright and turned images of which it may be told which they are (half is a guess): lesions
-# have 0.57, flowers 0.6; icons 0.67, and 640 steps of a training at 96 pixels lose 4 points where they are turned
+# The share of upright and turned images of which it may be told which they are, where half is a guess: lesions have
+# 0.57, flowers 0.60; icons, which lose by turning, 0.67.
+TOLD = 0.62
 TURNED_SIDE = 96  # pixels at which changed images are seen at most
 CUT_OUTS = {"zoom": 0.37}  # as `augment` has it
 CUTS = 2  # of each image

@@ -94,15 +94,19 @@ def test_images_that_are_the_same_in_the_mirror_are_mirrored(held):
 
 
 def lit(label, rng):
-    """A circle or a square, with light from above."""
-    light = np.linspace(90, 0, 64)[:, None, None]
-    return Image.fromarray(np.uint8(np.clip(np.asarray(shapes(label, rng)) + light, 0, 255)))
+    """A circle or a square, small and dim, with light from above."""
+    image, (x, y), size = rng.integers(0, 140, (64, 64, 3), dtype=np.uint8), rng.integers(4, 40, 2), rng.integers(6, 10)
+    image = Image.fromarray(image)
+    draw = ImageDraw.Draw(image)
+    (draw.ellipse if label == 0 else draw.rectangle)((x, y, x + size, y + size), (130, 130, 130))
+    return Image.fromarray(np.uint8(np.asarray(image) + np.linspace(90, 0, 64)[:, None, None]))
 
 
 def test_images_that_have_an_upright_are_not_turned_upside_down(held):
     found = held(lit)
-    assert found.table["accuracy"].iloc[0] > 0.8
-    assert found.turns.set_index("turned").loc["upside down", "told"] > 0.9
+    turned = found.turns.set_index("turned").loc["upside down"]
+    assert turned["difference"] < 0  # more views of few images help
+    assert turned["told"] > 0.9
     assert found.flip == "horizontal"
 
 

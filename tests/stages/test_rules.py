@@ -101,28 +101,28 @@ def test_batches_fit_into_the_memory(free, batch):
     assert replace(CONFIG, **plan.settings).batch_size == batch
 
 
-LEVEL = replace(CONTEST, table=FOUND.assign(log_loss=[0.23, 0.225, 0.22, 2.0]))  # larger sides are little better
+EVEN = replace(CONTEST, table=FOUND.assign(log_loss=[0.23, 0.225, 0.22, 2.0]))  # larger sides are little better
 
 
 def test_few_steps_favour_the_side_of_the_best_probe():
     """A finetuning of few steps does not pass the probe, so that decides; small images are trained on more often, which
     brings ever less."""
-    assert planned(2.6, 20_000, contest=LEVEL)[1].image_size > 64
-    assert planned(4, 10_000, contest=LEVEL)[1].image_size == 64
-    assert planned(10, 10_000, contest=LEVEL)[1].image_size == 128
+    assert planned(2.6, 20_000, contest=EVEN)[1].image_size > 64
+    assert planned(4, 10_000, contest=EVEN)[1].image_size == 64
+    assert planned(10, 10_000, contest=EVEN)[1].image_size == 128
 
 
 @pytest.mark.parametrize(("minutes", "train"), [(2, 10_000), (3.3, 20_000)])  # at 128 px the probe takes nearly all
 def test_side_that_leaves_no_time_for_training_promises_none(minutes, train):
-    settings = planned(minutes, train, contest=LEVEL)[1]
+    settings = planned(minutes, train, contest=EVEN)[1]
     assert settings.image_size == 64
     assert settings.epoch_images > train / 3
 
 
 def test_sides_between_those_that_were_tried_are_taken_too():
-    ends = replace(LEVEL, table=LEVEL.table[LEVEL.table["side"] != 96])
+    ends = replace(EVEN, table=EVEN.table[EVEN.table["side"] != 96])
     taken = [planned(minutes, 10_000, contest=ends)[1].image_size for minutes in (4, 6, 10)]
-    assert taken == [planned(minutes, 10_000, contest=LEVEL)[1].image_size for minutes in (4, 6, 10)] == [64, 96, 128]
+    assert taken == [planned(minutes, 10_000, contest=EVEN)[1].image_size for minutes in (4, 6, 10)] == [64, 96, 128]
 
 
 def test_few_seconds_are_not_searched_in():
