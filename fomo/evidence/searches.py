@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from fomo.artifacts import Run
 from fomo.config import RESULTS
-from fomo.evidence import label_errors, minutes, steps
+from fomo.evidence import deadlines, label_errors, minutes, steps
 from fomo.evidence.darts_variants import variants
 from fomo.evidence.finetuning import (
     MEASURED,
@@ -53,6 +53,10 @@ def gather() -> str:
     text += ["finetunings of so many steps, accuracy on test", steps.summary(steps.trainings())]
     text += ["finetunings of so many seconds at several sides, one view of the test images", steps.sides()]
     text += ["wrong labels that are found: precision / recall (named)", label_errors.summary(label_errors.found())]
+    text += [
+        "whether runs end in time: seconds late, and share of the minutes",
+        deadlines.summary(deadlines.measured()),
+    ]
     compared = minutes.compare()
     minutes.draw(compared, rules_run.figures.parent / "readme" / "minutes.png")
     text += ["at equal minutes, macro F1 on test", minutes.summary(compared)]
