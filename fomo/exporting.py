@@ -20,7 +20,7 @@ from fomo.data.given import each, opened
 from fomo.data.images import as_seen, batched
 from fomo.data.sources import Folder
 from fomo.model import Model, load_model
-from fomo.networks.classifier import Network, average, view
+from fomo.networks.classifier import Network, view
 from fomo.storage import read_json, write_bytes, write_table
 
 NAMES = ["probabilities", "class"]
@@ -49,7 +49,7 @@ class Exported(nn.Module):
         networks = self.classifier.networks
         mean, std = (torch.tensor(of).view(1, 3, 1, 1) for of in (networks[0].backbone.mean, networks[0].backbone.std))
         inputs = (self.square(images).float() / 255 - mean) / std
-        logits = average([one.judge(_look(one, inputs)) for one in networks], self.classifier.temperatures)
+        logits = self.classifier.average([one.judge(_look(one, inputs)) for one in networks])
         return logits.softmax(1), self.classifier.name(logits)
 
     def square(self, images: torch.Tensor) -> torch.Tensor:

@@ -39,9 +39,9 @@ class Explanation(NamedTuple):
 class Model:
     """A trained classifier with all that it takes to classify an image file: `classes` and preprocessing.
 
-    `description` holds backbone, heads, views (their numbers), temperatures (of each network), handicaps (of each
-    class), classes, image_size, fit, crop, channels (1: trained on grey images) and ranges (of the numbers in the train
-    images, `survey.Survey`).
+    `description` holds backbone, heads, views (their numbers), temperatures and weights (of each network), handicaps
+    (of each class), classes, image_size, fit, crop, channels (1: trained on grey images) and ranges (of the numbers in
+    the train images, `survey.Survey`).
     """
 
     def __init__(self, classifier: FinalClassifier, description: dict):

@@ -21,7 +21,7 @@ from fomo.networks.heads import HEADS
 from fomo.networks.unlike import Unlike
 from fomo.storage import write_bytes
 
-FORMAT = "1"  # another one: the description has other parts, or the tensors other names
+FORMAT = "2"  # another one: the description has other parts, or the tensors other names
 HEADER = 2**24  # bytes that names, shapes and description take at most
 SIDE = 4096  # pixels, of the largest image that a network is built for
 KINDS = {torch.float32: "F32", torch.float16: "F16", torch.int64: "I64", torch.int32: "I32", torch.bool: "BOOL"}
@@ -79,7 +79,8 @@ def _read(path: Path) -> tuple[FinalClassifier, dict]:
         raise UserError(f"model {path} is damaged: its digest is not that of its content; copy or train it anew")
     levels = {name.removeprefix("unlike."): value for name, value in state.items() if name.startswith("unlike.")}
     networks = [_network(description) for _ in description["temperatures"]]
-    classifier = FinalClassifier(networks, description["temperatures"], description["handicaps"], Unlike(**levels))
+    parts = (description[name] for name in ("temperatures", "weights", "handicaps"))
+    classifier = FinalClassifier(networks, *parts, Unlike(**levels))
     classifier.load_state_dict(state)
     return classifier.eval(), description
 
@@ -98,8 +99,9 @@ def _parse(text: str, path: Path) -> dict:
     try:
         description = json.loads(text)
         wrong = [name for name, fits in _PARTS.items() if not fits(description[name])]
-        if not wrong and len(description["handicaps"]) != len(description["classes"]):
-            wrong = ["handicaps"]
+        for one, other in (("handicaps", "classes"), ("weights", "temperatures")):
+            if not wrong and len(description[one]) != len(description[other]):
+                wrong = [one]
         if not wrong and description["image_size"] > SIDE * description["crop"]:
             wrong = ["crop"]
         wrong += sorted(set(description) - set(_PARTS))
@@ -131,6 +133,7 @@ _PARTS = {  # of a description, and whether a value can be theirs
         _listed(several, lambda one: _whole(one, 0, 7)) and several == [0, *sorted({*several} - {0})]
     ),
     "temperatures": lambda several: _listed(several, lambda one: _number(one, 1e-6)),
+    "weights": lambda several: _listed(several, lambda one: _number(one, 1e-6, 1)),
     "handicaps": lambda several: _listed(several, _number),
     "classes": lambda names: _listed(names, lambda one: isinstance(one, str)) and len(set(names)) == len(names) > 1,
     "image_size": lambda one: _whole(one, 1, SIDE),

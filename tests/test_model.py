@@ -32,16 +32,25 @@ def images(dataset):
 
 def describe(heads=HEADS[3:4], views=(0,), temperatures=(1.0,), handicaps=(0.0, 0.0, 0.0), **preparation):
     description = {"backbone": "test_vit", "heads": [asdict(head) for head in heads], "views": views}
-    description |= {"temperatures": temperatures, "handicaps": handicaps, "classes": toys.CLASSES}
+    description |= {"temperatures": temperatures, "weights": weights(temperatures), "handicaps": handicaps}
+    description |= {"classes": toys.CLASSES}
     description |= {"image_size": 32, "fit": "crop", "crop": 0.875, "channels": 1, "ranges": {}} | preparation
     return json.loads(json.dumps(description))  # tuples are lists in a file
+
+
+def weights(temperatures):
+    """The weights of so many networks: the last one's is a quarter, if it is not the only one."""
+    count = len(temperatures)
+    return [1.0] if count == 1 else [0.75 / (count - 1)] * (count - 1) + [0.25]
 
 
 def build(heads, views=(0,), temperatures=(1.0,), handicaps=(0.0, 0.0, 0.0), **preparation):
     """An untrained classifier, of grey images unless told otherwise, of a network for each temperature."""
     backbones = [load_backbone("test_vit", "random", 32) for _ in temperatures]
     networks = [Network(one, [head.build(one.num_features, 3) for head in heads], views) for one in backbones]
-    classifier = FinalClassifier(networks, list(temperatures), list(handicaps), fit_unlike(FEATURES))
+    classifier = FinalClassifier(
+        networks, list(temperatures), weights(temperatures), list(handicaps), fit_unlike(FEATURES)
+    )
     return Model(classifier, describe(heads, views, temperatures, handicaps, **preparation))
 
 

@@ -25,7 +25,7 @@ def content() -> bytes:
     model = build(HEADS[3:4])
     state = {name: value.contiguous() for name, value in model.classifier.state_dict().items()}
     text = json.dumps(model.description)
-    metadata = {"fomo": text, "fomo_format": "1", "sha256": model_file._digest(text, state)}
+    metadata = {"fomo": text, "fomo_format": model_file.FORMAT, "sha256": model_file._digest(text, state)}
     return safetensors.torch.save(state, metadata)
 
 
@@ -88,7 +88,7 @@ def test_what_is_no_file_or_no_model_is_refused(path, tmp_path):
         refused(path, "not a model that fomo stored")
 
 
-@pytest.mark.parametrize("version", ["0", "2", "", "1.0", "9" * 1000])
+@pytest.mark.parametrize("version", ["0", "1", "", "2.0", "9" * 1000])
 def test_file_of_another_format_is_refused_with_what_to_do(path, version):
     rewrite(path, metadata={"fomo_format": version})
     refused(path, "train it anew")
@@ -120,6 +120,7 @@ WRONG = [
     *({"views": views} for views in ([], [8], [-1], [0, 0], [1], [0, True], 2, "0", [0, 1.0], [[0]])),
     *({"temperatures": [one]} for one in (0, -1.0, float("nan"), float("inf"), "1", None, 10**400, True)),
     *({"temperatures": several} for several in ([], 1.0, [1.0, 1.0], [1.0] * 10**6)),
+    *({"weights": several} for several in ([], 1.0, [0.5, 0.5], [0], [-1.0], [1.5], [float("nan")], ["1"], [True])),
     *({"handicaps": several} for several in ([], [0.0], [0.0] * 4, [float("nan")] * 3, ["0"] * 3, 0)),
     *({"classes": names} for names in ([], ["a"], ["a", "a", "b"], ["a", "b", 3], "abc", ["a", "b"], list("abcd"))),
     *({"fit": fit} for fit in ("stretch", None, ["crop"], 1)),

@@ -43,19 +43,28 @@ class Network(nn.Module):
     def judge(self, views: list[torch.Tensor]) -> torch.Tensor:
         """The log-probabilities from the features of each view."""
         logits = [head(features) for features in views for head in self.heads]
-        return average(logits, [1.0] * len(logits))
+        return average(logits, [1.0] * len(logits), [1 / len(logits)] * len(logits))
 
 
 class FinalClassifier(nn.Module):
     """What a run ends with: images (batch, 3, side, side) -> log-probabilities (batch, classes), the mean of one or
-    more `networks`, each calibrated by a temperature of its own (Guo et al., arXiv:1706.04599). `handicaps` (classes)
-    are taken off the log-probabilities before a class is named (`decide`), where rare classes would be named too
-    seldom (logit adjustment; Menon et al., arXiv:2007.07314). `unlike` is of the first network's features."""
+    more `networks`, each calibrated by a temperature of its own (Guo et al., arXiv:1706.04599), and with a weight of
+    its own, together 1. `handicaps` (classes) are taken off the log-probabilities before a class is named (`decide`),
+    where rare classes would be named too seldom (logit adjustment; Menon et al., arXiv:2007.07314). `unlike` is of the
+    first network's features."""
 
-    def __init__(self, networks: list[Network], temperatures: list[float], handicaps: list[float], unlike: Unlike):
+    def __init__(
+        self,
+        networks: list[Network],
+        temperatures: list[float],
+        weights: list[float],
+        handicaps: list[float],
+        unlike: Unlike,
+    ):
         super().__init__()
         self.networks = nn.ModuleList(networks)
         self.temperatures = temperatures
+        self.weights = weights
         self.handicaps = handicaps
         self.unlike = unlike
 
@@ -66,7 +75,11 @@ class FinalClassifier(nn.Module):
         """The log-probabilities, and how unlike the validation images each is (batch)."""
         seen = [network.look(images) for network in self.networks]
         logits = [network.judge(views) for network, views in zip(self.networks, seen, strict=True)]
-        return average(logits, self.temperatures), self.unlike(seen[0][0])
+        return self.average(logits), self.unlike(seen[0][0])
+
+    def average(self, logits: list[torch.Tensor]) -> torch.Tensor:
+        """The log-probabilities from the logits (batch, classes) of each network."""
+        return average(logits, self.temperatures, self.weights)
 
     def name(self, logits: torch.Tensor) -> torch.Tensor:
         """The class to name (batch) by log-probabilities (batch, classes): the most probable but for the handicaps."""
@@ -86,8 +99,9 @@ def view(images: torch.Tensor, number: int) -> torch.Tensor:
     return images.rot90(number // 2, (-2, -1)) if number > 1 else images
 
 
-def average(logits: list[torch.Tensor], temperatures: list[float]) -> torch.Tensor:
-    """The logarithm of the mean of several probabilities, each from logits (batch, classes) at its temperature."""
-    pairs = zip(logits, temperatures, strict=True)
-    logarithms = torch.stack([(one / temperature).log_softmax(-1) for one, temperature in pairs])
-    return logarithms.logsumexp(0) - math.log(len(logits))
+def average(logits: list[torch.Tensor], temperatures: list[float], weights: list[float]) -> torch.Tensor:
+    """The logarithm of the weighted mean of several probabilities, each from logits (batch, classes) at its
+    temperature."""
+    parts = zip(logits, temperatures, weights, strict=True)
+    logarithms = [(one / temperature).log_softmax(-1) + math.log(weight) for one, temperature, weight in parts]
+    return torch.stack(logarithms).logsumexp(0)

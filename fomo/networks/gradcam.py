@@ -12,14 +12,15 @@ CELLS = 4  # a side of the map has, at least; of 64 pixels the last layer leaves
 
 def gradcam(classifier: FinalClassifier, images: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
     """How much each place of images (batch, 3, side, side) speaks for its image's class (batch): (batch, side, side),
-    from 0 to 1, the mean over the networks in eval mode, of the images as they are, whatever the views.
+    from 0 to 1, the weighted mean over the networks in eval mode, of the images as they are, whatever the views.
 
     Grad-CAM (Selvaraju et al., arXiv:1610.02391) of the deepest layer of `CELLS`. If that is not the last one, the mean
     of a gradient over all places mixes them up; so gradient and features are multiplied place by place, which at the
     last layer is the same (HiResCAM; Draelos and Carin, arXiv:2011.08891). Raises `UserError` for a network whose
     layers are no maps.
     """
-    maps = torch.stack([_look(network.eval(), images, classes) for network in classifier.networks]).mean(0)
+    parts = zip(classifier.networks, classifier.weights, strict=True)
+    maps = torch.stack([weight * _look(network.eval(), images, classes) for network, weight in parts]).sum(0)
     return F.interpolate(maps[:, None], images.shape[-2:], mode="bilinear").squeeze(1)
 
 

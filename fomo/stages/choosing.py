@@ -10,9 +10,9 @@ from fomo.stages import metrics
 
 def choose(judged: list[dict], config: Config) -> dict:
     """The heads and views to take, of what `judge_options` says of each network: of each heads the views of least loss.
-    Of these the first, unless a later one is `better` than it. The finetuned network costs no more than the probe, and
-    few validation images cannot show what it gains: so it is taken where its loss is less, or hardly more and the
-    metric that is wanted speaks for it, unless the probe is `better`."""
+    Of these the first, unless a later one is `better` than it. Few validation images cannot show what finetuning gains,
+    nor what the probe adds to it: so the finetuned network, and then its mean with the probe, is taken where its loss
+    is less, or hardly more and the metric that is wanted speaks for it, unless the simpler one is `better`."""
     if config.final == "searched":
         return {"heads": "searched", "views": 1}
     together = {}
@@ -24,9 +24,9 @@ def choose(judged: list[dict], config: Config) -> dict:
         option = min((one for one in together if one[0] == name), key=lambda one: together[one][2].mean())
         if best is None or better(together[option], together[best], config.metric):
             best = option
-        elif (best[0], name) == ("probe", "finetuned"):
-            probe, finetuned = together[best], together[option]
-            if _speaks_for(finetuned, probe, config.metric) and not better(probe, finetuned, config.metric):
+        elif (best[0], name) in (("probe", "finetuned"), ("finetuned", "with probe")):
+            simple, other = together[best], together[option]
+            if _speaks_for(other, simple, config.metric) and not better(simple, other, config.metric):
                 best = option
     return {"heads": best[0], "views": best[1]}
 

@@ -25,6 +25,7 @@ from fomo.storage import new_array
 from fomo.training import calibration
 
 MODEL = "model.safetensors"  # the best model of a run, in its folder
+STEPS = ("probe", "finetuned, first point", "finetuned", "with searched head")  # what the final model is compared with
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,8 @@ class Evaluation:
     """Results on the test split, or, where its labels are hidden, on validation (`split` says which): `metrics` of the
     final model and its baselines with intervals, `per_class`, `confusion` (rows: true class), `predictions` (a row an
     image; `row` is its place in `pixels`), `validation` (the final model's metrics there), `calibration` (what its
-    probabilities are worth, as they come and calibrated), and `model_path`. On validation images the final model is its
-    first network alone: further ones were trained on them."""
+    probabilities are worth, on test also as they come), and `model_path`. On validation images the final model is what
+    has not learned from them: its first network alone, with the probe as it was before."""
 
     split: str
 
@@ -61,34 +62,33 @@ def evaluate(run: Run) -> Evaluation:
         seen = test_images(run, data.dataset, data.survey)
         rows = seen.rows
         shown, images = (seen.pixels, rows, test["label"].to_numpy()[rows]), test.iloc[rows]
-        model, validation = compose(run).model, data.part("validation")
-        networks, temperatures = model.classifier.networks, model.classifier.temperatures
-        decide = model.classifier.decide
-        first, others = _judge_first(run, networks[0], shown)
-        validated, others_validated = _judge_first(run, networks[0], validation)  # further ones have learned from these
-        outputs = [first, *(_judge(run, network, shown) for network in networks[1:])]
-        logits = average(outputs, temperatures)
+        final, validation = compose(run), data.part("validation")
+        classifier, decide = final.model.classifier, final.model.classifier.decide
+        outputs, others = _judge(run, dict(zip(final.networks, classifier.networks, strict=True)), shown)
+        logits = classifier.average(outputs)
         _store_predictions(stage, test, rows, decide(logits), classes)
-        on_validation = average([validated], temperatures[:1])
+        told = open_stage(run, "11_final").array("told")[: len(validation[1]), 1:]  # by the first network
+        on_validation = torch.tensor(told).clamp(min=1e-300).log()
         if split == "validation":
-            shown, images, outputs = validation, data.images[data.images["split"] == "validation"], [validated]
-            logits, others = on_validation, others_validated
+            shown, images, logits = validation, data.images[data.images["split"] == "validation"], on_validation
+            outputs, others = [], _judge(run, {}, validation)[1]
         predictions = {"majority class": metrics.predict_majority(data.part("train")[2], len(shown[1]))}
         predictions |= {name: one.argmax(1).numpy() for name, one in others.items()}
         if len(outputs) > 1:
-            predictions |= {"one network": decide(average(outputs[:1], temperatures[:1]))[0]}
-        if any(model.classifier.handicaps):
+            predictions |= {"one network": decide(average(outputs[:1], classifier.temperatures[:1], [1.0]))[0]}
+        if any(classifier.handicaps):
             predictions |= {"most probable class": logits.argmax(1).numpy()}
         predictions["final"], confidence = decide(logits)
         options = {"classes": len(classes), "resamples": config.bootstrap, "seed": config.seed}
         stage.save_table("metrics", metrics.measure(shown[2], predictions, **options))
         stage.save_table("validation", metrics.measure(validation[2], {"final": decide(on_validation)[0]}, **options))
-        as_they_come = average(outputs, [1.0] * len(outputs)).numpy()
-        sure = {"as they come": as_they_come, "calibrated": logits.numpy()}
+        sure = {"calibrated": logits.numpy()}
+        if outputs:
+            sure = {"as they come": average(outputs, [1.0] * len(outputs), classifier.weights).numpy()} | sure
         stage.save_table("calibration", _calibration(shown[2], sure))
         columns = images[["file", "label"]].assign(row=shown[1], **predictions)
         stage.save_table("scored", columns.assign(confidence=confidence))
-        model.save(run.folder / MODEL)
+        final.model.save(run.folder / MODEL)
         stage.finish()
     scored = stage.table("scored")
     pixels = test_images(run, data.dataset, data.survey).pixels if split == "test" else data.pixels
@@ -124,25 +124,30 @@ class Steps(nn.Module):
         return torch.stack([self.network.judge(views), *(head(views[0]) for head in self.heads)])
 
 
-def _judge(run: Run, network: nn.Module, part: tuple) -> torch.Tensor:
+def _judge(run: Run, networks: dict[str, Network], part: tuple) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
+    """The logits (images, classes) of the final model's networks for the images of a part, and those of what it has to
+    be better than, step by step: the probe, the finetuned network, with the searched head. What has the backbone of one
+    of the networks shares its pass."""
+    tested, searched, first, finetuned = probe(run), train_head(run), finetune(run), finetune_best(run).model
+    heads = {"finetuned": finetuned.head} | ({"with searched head": searched.model} if searched else {})
+    steps = {"finetuned": heads, "probe": {"probe": tested.head}}
+    alone = {
+        "finetuned": Network(finetuned.backbone, [finetuned.head]),
+        "probe": Network(tested.backbone, [tested.head]),
+    }
+    outputs, others = {}, {}
+    for name, network in (alone | networks).items():
+        of = steps.get(name, {})
+        outputs[name], *rest = _logits(run, Steps(network, list(of.values())), part)
+        others |= dict(zip(of, rest, strict=True))
+    if first:
+        others["finetuned, first point"] = _logits(run, first.model, part)
+    return [outputs[name] for name in networks], {name: others[name] for name in STEPS if name in others}
+
+
+def _logits(run: Run, network: nn.Module, part: tuple) -> torch.Tensor:
     """What a network with a backbone computes of the images of a part: logits (..., images, classes)."""
     return predict(network, image_loader(run, part, network.backbone), run.device)[0]
-
-
-def _judge_first(run: Run, network: Network, part: tuple) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """The logits of the final model's first `network` for the images of a part, and those of what it has to be better
-    than, step by step: the probe, the finetuned network, with the searched head."""
-    tested, searched, first = probe(run), train_head(run), finetune(run)
-    finetuned = finetune_best(run).model
-    heads = {"finetuned": finetuned.head} | ({"with searched head": searched.model} if searched else {})
-    if compose(run).chosen["heads"] == "probe":
-        final, of_probe = _judge(run, Steps(network, [tested.head]), part)
-        _, *of_heads = _judge(run, Steps(Network(finetuned.backbone, [finetuned.head]), list(heads.values())), part)
-    else:
-        final, *of_heads = _judge(run, Steps(network, list(heads.values())), part)
-        of_probe = _judge(run, tested.model, part)
-    others = {"probe": of_probe} | ({"finetuned, first point": _judge(run, first.model, part)} if first else {})
-    return final, others | dict(zip(heads, of_heads, strict=True))
 
 
 def _calibration(labels: np.ndarray, logits: dict[str, np.ndarray]) -> pd.DataFrame:

@@ -48,9 +48,9 @@ def forecast(facts: Facts, config: Config) -> dict[str, float]:
         "tune_head": 0.0,
         "train_head": 0.0,
         "train_members": 0.0,
-        "compose": 2 + (config.members + 1) * views * validation / forward,
-        "evaluate": 4 + (config.members * views * facts.test + facts.test) / forward
-        + views * validation / forward + 2e-7 * config.bootstrap * facts.classes**2,
+        "compose": 2 + 2 * config.members * views * validation / forward,
+        "evaluate": 4 + (config.members + 1) * views * facts.test / forward
+        + 2e-7 * config.bootstrap * facts.classes**2,
         "suspects": suspecting(looked_at(facts.train, config.minutes)) if facts.test else 0.0,
         "pages": PAGES if facts.test else 0.0,  # a run of `ImageClassifier`, without test images, has neither
     }  # fmt: skip

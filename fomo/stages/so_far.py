@@ -36,7 +36,8 @@ def keep_best(run: Run) -> None:
     run.clock.best = f"accuracy {accuracy:.3f} on validation"
     network, unlike = Network(model.backbone, [model.head]), calibration.fit_unlike(features)
     handicaps = [0.0] * len(data.dataset.classes)
-    make_model(run, data, [network], [LINEAR], [worth["temperature"]], handicaps, unlike).save(run.folder / MODEL)
+    model = make_model(run, data, [network], [LINEAR], [worth["temperature"]], [1.0], handicaps, unlike)
+    model.save(run.folder / MODEL)
 
 
 def _finetuned(run: Run) -> Classifier | None:

@@ -5,7 +5,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax
+from scipy.special import log_softmax, logsumexp
 from sklearn.model_selection import KFold
 from sklearn.utils.extmath import randomized_svd
 
@@ -25,11 +25,20 @@ def log_loss(labels: np.ndarray, logits: np.ndarray) -> float:
     return float(losses(labels, logits).mean())
 
 
-def fit_temperature(labels: np.ndarray, logits: np.ndarray) -> float:
+def fit_temperature(labels: np.ndarray, *logits: np.ndarray, weights: tuple[float, ...] = (1.0,)) -> float:
     """The number that logits (images, classes) are divided by to be least surprised by the labels: temperature scaling
-    (Guo et al., arXiv:1706.04599). Above 1: the model was too sure. It changes no prediction."""
-    loss = lambda log_t: log_loss(labels, logits / np.exp(log_t))  # noqa: E731
+    (Guo et al., arXiv:1706.04599). Above 1: the model was too sure. It changes no prediction. Of several logits, one
+    temperature for all, with which their mean (`pooled`) is least surprised."""
+    loss = lambda log_t: log_loss(labels, pooled(logits, weights, np.exp(log_t)))  # noqa: E731
     return float(np.exp(minimize_scalar(loss, bounds=(-3.0, 3.0), method="bounded").x))
+
+
+def pooled(logits: tuple[np.ndarray, ...], weights: tuple[float, ...], temperature: float) -> np.ndarray:
+    """The logits (images, classes) of the weighted mean of the probabilities that several have at a temperature."""
+    if len(logits) == 1:
+        return logits[0] / temperature
+    parts = [log_softmax(one / temperature, axis=1) + np.log(part) for one, part in zip(logits, weights, strict=True)]
+    return logsumexp(parts, axis=0)
 
 
 def fit_unlike(features: torch.Tensor) -> Unlike:

@@ -8,23 +8,25 @@ from fomo.networks.unlike import Unlike
 from fomo.stages.final import view_sets
 
 
-def build(heads, views=(0,), temperatures=(1.0,)):
+def build(heads, views=(0,), temperatures=(1.0,), weights=None):
     """An untrained classifier, of a network for each temperature."""
     backbones = [load_backbone("test_vit", "random", 32) for _ in temperatures]
     networks = [Network(one, [head.build(one.num_features, 3) for head in heads], views) for one in backbones]
     unlike = Unlike(torch.zeros(64), torch.zeros(1, 64), torch.ones(1))
-    return FinalClassifier(networks, list(temperatures), [0.0] * 3, unlike).eval()
+    return FinalClassifier(
+        networks, list(temperatures), list(weights or [1 / len(networks)] * len(networks)), [0.0] * 3, unlike
+    ).eval()
 
 
 def test_heads_and_views_are_averaged_as_probabilities_and_each_network_then_calibrated():
-    model = build([HEADS[0], LINEAR], views=(0, 1), temperatures=[2.0, 0.5])
+    model = build([HEADS[0], LINEAR], views=(0, 1), temperatures=[2.0, 0.5], weights=[0.75, 0.25])
     pixels, expected = torch.rand(5, 3, 32, 32), []
     with torch.inference_mode():
         for network, temperature in zip(model.networks, model.temperatures, strict=True):
             features = [network.backbone(view) for view in (pixels, pixels.flip(-1))]
             parts = [head(view).softmax(1) for view in features for head in network.heads]
             expected.append((torch.stack(parts).mean(0).log() / temperature).softmax(1))
-        torch.testing.assert_close(model(pixels).exp(), torch.stack(expected).mean(0))
+        torch.testing.assert_close(model(pixels).exp(), 0.75 * expected[0] + 0.25 * expected[1])
         torch.testing.assert_close(model(pixels.flip(-1)), model(pixels))
 
 
@@ -81,6 +83,6 @@ def test_network_sees_exactly_its_views(views):
 
 def test_handicaps_are_taken_off_before_a_class_is_named_and_confidence_is_its_probability():
     logits = torch.tensor([[0.5, 0.3, 0.2]]).log()
-    assert FinalClassifier([], [], [0.0, -0.4, -0.8], None).decide(logits)[0].tolist() == [0]
-    named, confidence = FinalClassifier([], [], [0.0, -0.6, -0.8], None).decide(logits)
+    assert FinalClassifier([], [], [], [0.0, -0.4, -0.8], None).decide(logits)[0].tolist() == [0]
+    named, confidence = FinalClassifier([], [], [], [0.0, -0.6, -0.8], None).decide(logits)
     assert (named.tolist(), confidence.tolist()) == ([1], pytest.approx([0.3]))

@@ -18,7 +18,7 @@ def build(name="test_resnet", side=128, heads=(LINEAR,), count=1):
     """An untrained classifier of so many networks, whose last layer is 4 x 4 at 128 pixels."""
     backbones = [load_backbone(name, "random", side) for _ in range(count)]
     networks = [Network(one, [head.build(one.num_features, 3) for head in heads], (0, 1)) for one in backbones]
-    return FinalClassifier(networks, [1.0] * count, [0.0] * 3, None)
+    return FinalClassifier(networks, [1.0] * count, [1 / count] * count, [0.0] * 3, None)
 
 
 class Corner(nn.Module):
@@ -39,7 +39,7 @@ def test_map_is_where_the_region_lies_that_decides():
     network.backbone.network = Corner()
     places = torch.rand(2, 1, 4, 4) + 0.1
     bright, dark = gradcam(
-        FinalClassifier([network], [1.0], [0.0] * 2, None), places.expand(2, 3, 4, 4), torch.tensor([1, 0])
+        FinalClassifier([network], [1.0], [1.0], [0.0] * 2, None), places.expand(2, 3, 4, 4), torch.tensor([1, 0])
     )
     corner = places[0, 0, :2, :2]
     assert torch.allclose(bright[:2, :2], corner / corner.max())
@@ -71,11 +71,14 @@ def test_small_images_have_maps_of_a_layer_that_tells_places_apart(name):
     assert maps.std((1, 2)).min() > 0.01
 
 
-def test_several_networks_have_the_mean_of_their_maps():
+def test_several_networks_have_the_weighted_mean_of_their_maps():
     classifier, images, classes = build(count=2), torch.rand(2, 3, 128, 128), torch.tensor([2, 0])
-    alone = [gradcam(FinalClassifier([one], [1.0], [0.0] * 3, None), images, classes) for one in classifier.networks]
+    alone = [
+        gradcam(FinalClassifier([one], [1.0], [1.0], [0.0] * 3, None), images, classes) for one in classifier.networks
+    ]
     assert not torch.allclose(*alone, atol=0.1)
-    assert torch.allclose(gradcam(classifier, images, classes), torch.stack(alone).mean(0), atol=1e-6)
+    classifier.weights = [0.75, 0.25]
+    assert torch.allclose(gradcam(classifier, images, classes), 0.75 * alone[0] + 0.25 * alone[1], atol=1e-6)
 
 
 def test_network_that_is_as_sure_as_can_be_has_the_same_map():

@@ -79,6 +79,23 @@ def test_finetuned_network_of_hardly_more_loss_is_chosen_where_the_metric_speaks
     assert choosing.choose([options], SimpleNamespace(final="validation", metric=metric))["heads"] == taken
 
 
+@pytest.mark.parametrize(
+    ("right", "more", "taken"),
+    [
+        (90, -1e-4, "with probe"),  # no test shows it
+        (92, 0.0, "with probe"),
+        (90, 0.1, "finetuned"),
+        (92, 0.1, "finetuned"),
+    ],
+)
+def test_mean_with_the_probe_is_chosen_where_its_loss_is_less_or_hardly_more(right, more, taken):
+    weak, strong = told(70, 30, NOISE + 1.0), told(90, 10, NOISE[::-1])
+    options = {("probe", 1): weak, ("finetuned", 1): strong, ("with probe", 1): told(right, 100 - right, NOISE + more)}
+    config = SimpleNamespace(final="validation", metric="accuracy")
+    assert choosing.choose([options], config)["heads"] == taken
+    assert choosing.choose([options | {("finetuned", 1): weak}], config)["heads"] == "with probe"
+
+
 def test_several_networks_are_made_surer_but_not_less_sure():
     assert choosing.limit([1.5]) == [1.5]
     assert choosing.limit([1.5, 0.8, 1.0]) == [1.0, 0.8, 1.0]

@@ -23,7 +23,7 @@ def options_of(run):
 def test_options_are_all_heads_with_one_view_and_two_the_simplest_first(finished):
     options = fomo.compose(finished.run).options
     assert list(zip(options["heads"], options["views"], strict=True)) == [
-        (heads, views) for heads in ("probe", "finetuned", "searched", "both") for views in (1, 2)
+        (heads, views) for heads in ("probe", "finetuned", "with probe", "searched", "both") for views in (1, 2)
     ]
     first = pd.read_csv(finished.run.folder / "11_final" / "options.csv").query("network == 1 and adjustment == 0")
     accuracy = first.set_index(["heads", "views"])["validation_accuracy"]
@@ -42,7 +42,7 @@ def turned(copied, dataset):
 
 
 def test_turned_views_are_tried_where_training_turned_the_images(turned):
-    assert fomo.compose(turned).options["views"].tolist() == [1, 2, 8] * 4
+    assert fomo.compose(turned).options["views"].tolist() == [1, 2, 8] * 5
 
 
 @pytest.mark.parametrize(
@@ -86,6 +86,23 @@ def test_composed_model_is_the_option_taken_on_images(turned, heads, views):
         assert loss == pytest.approx(expected.loc[number, "validation_loss"], abs=1e-5)
 
 
+def test_mean_with_the_probe_is_judged_by_a_probe_that_has_not_seen_the_images(turned):
+    """For each network with a probe of its own, fitted to the train images of its division."""
+    fomo.compose(turned)
+    options, probe = pd.read_csv(turned.folder / "11_final" / "options.csv"), fomo.probe(turned)
+    taken = options.query("heads == 'with probe' and views == 1 and adjustment == 0").set_index("network")
+    for number, member in enumerate(fomo.train_members(turned), start=1):
+        head = probe.head if number == 1 else probe.head_for(member.data, "train")
+        parts = []
+        for backbone, layer in ((member.network.backbone, member.network.head), (probe.backbone, head)):
+            batches = image_loader(turned, member.data.part("validation"), backbone)
+            features, labels = predict(backbone, batches, turned.device)
+            logits = layer.cpu()(features).detach().double()
+            parts.append((logits / taken.loc[number, "temperature"]).softmax(1))
+        mean = (0.75 * parts[0] + 0.25 * parts[1]).log().numpy()
+        assert log_loss(labels.numpy(), mean) == pytest.approx(taken.loc[number, "validation_loss"], abs=1e-5)
+
+
 @pytest.fixture
 def validated(copied, dataset):
     """The toy run, whose final model is yet to be chosen on validation."""
@@ -94,11 +111,16 @@ def validated(copied, dataset):
     return toys.tiny_run(dataset, final="validation")
 
 
-def test_probe_that_is_taken_has_learned_from_all_images(turned, monkeypatch):
-    monkeypatch.setattr(final, "choose", lambda judged, config: {"heads": "probe", "views": 2})
-    network = fomo.compose(turned).model.classifier.networks[0]
+@pytest.mark.parametrize(("heads", "weights"), [("probe", [1.0]), ("with probe", [0.375, 0.375, 0.25])])
+def test_probe_that_is_taken_has_learned_from_all_images(turned, monkeypatch, heads, weights):
+    monkeypatch.setattr(final, "choose", lambda judged, config: {"heads": heads, "views": 2})
+    classifier = fomo.compose(turned).model.classifier
+    network = classifier.networks[-1]
     data, probe = fomo.preprocess(turned), fomo.probe(turned)
+    assert all(map(torch.equal, network.backbone.parameters(), probe.backbone.parameters()))
     assert network.views == (0, 1)
+    assert classifier.weights == weights
+    assert len(classifier.networks) == len(classifier.temperatures) == len(weights)
     rows, labels = (np.concatenate([data.part(name)[place] for name in ("train", "validation")]) for place in (1, 2))
     layer = fit_linear(probe.features[np.sort(rows)], labels[np.argsort(rows)], 3, probe.strengths["C"].iloc[0])
     expected = temper(layer, probe.strengths["temperature"].iloc[0])

@@ -179,6 +179,19 @@ def test_temperature_is_found_again_and_calibrates(temperature):
     assert temperature == 1.0 or metrics.calibration_error(labels, logits) > 0.05
 
 
+def test_temperature_of_several_is_that_of_their_mean():
+    labels, logits = sure_of_itself(20_000, 2.0)
+    assert calibration.fit_temperature(labels, logits, logits, weights=(0.75, 0.25)) == pytest.approx(2.0, rel=0.05)
+    known_nothing = np.zeros_like(logits)
+    weights = (0.75, 0.25)
+    found = calibration.fit_temperature(labels, logits, known_nothing, weights=weights)
+    mean = 0.75 * softmax(logits / found, axis=1) + 0.25 * softmax(known_nothing, axis=1)
+    pooled = calibration.pooled((logits, known_nothing), weights, found)
+    assert np.exp(pooled) == pytest.approx(mean)
+    worse = [calibration.pooled((logits, known_nothing), weights, found * part) for part in (0.8, 1.25)]
+    assert calibration.log_loss(labels, pooled) < min(calibration.log_loss(labels, one) for one in worse)
+
+
 def test_log_loss_is_that_of_scikit_learn():
     labels, logits = sure_of_itself(200, 1.0)
     assert calibration.log_loss(labels, logits) == pytest.approx(log_loss(labels, softmax(logits, axis=1)))
