@@ -29,7 +29,7 @@ from fomo.training import calibration
 HEADS = ("probe", "finetuned", "with probe", "searched", "both")  # the network as it comes with a linear layer; the
 # finetuned one with its own linear layer; the mean of these two; the finetuned one with the searched and tuned head;
 # the mean of its heads
-PROBE_SHARE = 0.25  # of the mean
+PROBE_SHARE = 0.25  # of the mean; 0.2 to 0.4 are worth the same (data/results/README.md)
 TURNED = 90.0  # from this `rotation` in training on, in degrees, turned views are tried
 ADJUSTMENTS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the logarithm of a class's share of the train images: its handicap
 

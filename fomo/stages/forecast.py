@@ -48,7 +48,8 @@ def forecast(facts: Facts, config: Config) -> dict[str, float]:
         "tune_head": 0.0,
         "train_head": 0.0,
         "train_members": 0.0,
-        "compose": 2 + 2 * config.members * views * validation / forward,
+        "compose": 2
+        + config.members * (2 * views * validation / forward + facts.fitted(min(facts.train, MOST))),
         "evaluate": 4 + (config.members + 1) * views * facts.test / forward
         + 2e-7 * config.bootstrap * facts.classes**2,
         "suspects": suspecting(looked_at(facts.train, config.minutes)) if facts.test else 0.0,
