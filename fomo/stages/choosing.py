@@ -12,7 +12,9 @@ def choose(judged: list[dict], config: Config) -> dict:
     """The heads and views to take, of what `judge_options` says of each network: of each heads the views of least loss.
     Of these the first, unless a later one is `better` than it. Few validation images cannot show what finetuning gains,
     nor what the probe adds to it: so the finetuned network, and then its mean with the probe, is taken where its loss
-    is less, or hardly more and the metric that is wanted speaks for it, unless the simpler one is `better`."""
+    is less, or hardly more and the metric that is wanted speaks for it, unless the simpler one is `better`. Where the
+    finetuned network is not taken, the mean is, unless the probe is `better`: it errs less than either on nearly all
+    images, whichever of the two few judges prefer."""
     if config.final == "searched":
         return {"heads": "searched", "views": 1}
     together = {}
@@ -28,6 +30,8 @@ def choose(judged: list[dict], config: Config) -> dict:
             simple, other = together[best], together[option]
             if _speaks_for(other, simple, config.metric) and not better(simple, other, config.metric):
                 best = option
+        elif (best[0], name) == ("probe", "with probe") and not better(together[best], together[option], config.metric):
+            best = option
     return {"heads": best[0], "views": best[1]}
 
 

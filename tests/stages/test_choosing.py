@@ -96,6 +96,13 @@ def test_mean_with_the_probe_is_chosen_where_its_loss_is_less_or_hardly_more(rig
     assert choosing.choose([options | {("finetuned", 1): weak}], config)["heads"] == "with probe"
 
 
+@pytest.mark.parametrize(("loss", "taken"), [(LESS, "with probe"), (NOISE, "with probe"), (NOISE + 0.1, "probe")])
+def test_mean_is_chosen_where_the_finetuned_network_is_not_unless_the_probe_is_better(loss, taken):
+    options = {("probe", 1): told(70, 30, LESS), ("finetuned", 1): told(70, 30, NOISE + 0.2)}
+    options |= {("with probe", 1): told(69, 31, loss)}
+    assert choosing.choose([options], SimpleNamespace(final="validation", metric="macro_f1"))["heads"] == taken
+
+
 def test_several_networks_are_made_surer_but_not_less_sure():
     assert choosing.limit([1.5]) == [1.5]
     assert choosing.limit([1.5, 0.8, 1.0]) == [1.0, 0.8, 1.0]
