@@ -244,7 +244,7 @@ def test_sides_that_a_short_contest_cannot_see_are_not_tried():
     assert sides(facts(), CONFIG, 3600, 0.1) == [64]
 
 
-@pytest.mark.parametrize(("minutes", "cuts", "zoom"), [(60, True, 0.37), (60, False, 0.0), (25, True, 0.0), (4, True, 0.0)])
+@pytest.mark.parametrize(("minutes", "cuts", "zoom"), [(60, True, 0.37), (60, False, 0), (25, True, 0), (4, True, 0)])
 def test_cut_outs_are_for_many_epochs(minutes, cuts, zoom):
     assert planned(minutes, 10_000, contest=replace(CONTEST, cuts=cuts))[1].zoom == zoom
 
