@@ -13,8 +13,8 @@ def choose(judged: list[dict], config: Config) -> dict:
     Of these the first, unless a later one is `better` than it. Few validation images cannot show what finetuning gains,
     nor what the probe adds to it: so the finetuned network, and then its mean with the probe, is taken where its loss
     is less, or hardly more and the metric that is wanted speaks for it, unless the simpler one is `better`. Where the
-    finetuned network is not taken, the mean is, unless the probe is `better`: it errs less than either on nearly all
-    images, whichever of the two few judges prefer."""
+    finetuned network is not taken, the mean is, if its loss is less or hardly more and the probe is not `better`: few
+    judges may prefer either of the two, and the mean errs less than both on nearly all images."""
     if config.final == "searched":
         return {"heads": "searched", "views": 1}
     together = {}
@@ -30,8 +30,10 @@ def choose(judged: list[dict], config: Config) -> dict:
             simple, other = together[best], together[option]
             if _speaks_for(other, simple, config.metric) and not better(simple, other, config.metric):
                 best = option
-        elif (best[0], name) == ("probe", "with probe") and not better(together[best], together[option], config.metric):
-            best = option
+        elif (best[0], name) == ("probe", "with probe"):
+            other = together[option]
+            if _hardly_worse(other, together[best]) and not better(together[best], other, config.metric):
+                best = option
     return {"heads": best[0], "views": best[1]}
 
 
@@ -49,7 +51,13 @@ def _speaks_for(one: tuple, other: tuple, metric: str) -> bool:
     if metric == "log_loss" or differences.mean() < 0:
         return bool(differences.mean() < 0)
     gain, _ = metrics.paired_gain(labels, named, others, metric)
-    return bool(gain > 0 and differences.mean() < differences.std() / np.sqrt(len(differences)))
+    return bool(gain > 0 and _hardly_worse(one, other))
+
+
+def _hardly_worse(one: tuple, other: tuple) -> bool:
+    """Whether the loss of an option is less than another's, or more by less than a standard error."""
+    *_, differences = _paired(one, other)
+    return bool(differences.mean() < differences.std() / np.sqrt(len(differences)))
 
 
 def better(one: tuple, other: tuple, metric: str) -> bool:
