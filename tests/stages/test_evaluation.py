@@ -1,4 +1,5 @@
 import shutil
+from copy import deepcopy
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,7 @@ from fomo.stages import final
 from fomo.stages.evaluation import Steps
 from fomo.stages.metrics import METRICS
 from fomo.stages.preprocessing import image_loader
+from fomo.stages.probing import Probe
 
 
 def test_final_metrics_are_those_of_the_stored_predictions(finished):
@@ -66,6 +68,25 @@ def test_probe_that_is_the_final_model_is_judged_as_such(copied, dataset, monkey
     features, _ = predict(network.backbone, image_loader(run, part, network.backbone), run.device)
     assert predictions["finetuned"].tolist() == network.head(features).argmax(1).tolist()
     assert predictions["with searched head"].tolist() == head(features).argmax(1).tolist()
+
+
+def test_validation_metrics_of_a_probe_are_of_one_that_has_not_learned_from_these_images(copied, dataset, monkeypatch):
+    """As if the layer that is fitted to all images were worth nothing."""
+    monkeypatch.setattr(final, "choose", lambda judged, config: {"heads": "probe", "views": 1})
+    monkeypatch.setattr(Probe, "head_for", lambda self, data, *parts: deepcopy(self.head).apply(forget))
+    for stage in ("11_final", "12_evaluation"):
+        shutil.rmtree(copied.folder / stage)
+    run = toys.tiny_run(dataset, final="validation")
+    evaluation = fomo.evaluate(run)
+    assert evaluation.predictions["final"].nunique() == 1
+    accuracy = evaluation.validation.set_index("metric")["value"]["accuracy"]
+    assert accuracy == pytest.approx(fomo.compose(run).chosen["validation_accuracy"])
+    assert accuracy > 0.5
+
+
+def forget(layer):
+    for values in layer.parameters():
+        torch.nn.init.zeros_(values)
 
 
 def test_earlier_steps_see_the_image_as_it_is_whatever_views_the_final_model_has(finished):
